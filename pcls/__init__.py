@@ -1,0 +1,128 @@
+"""pcls: pretrain, fine-tune, evaluate and deliver image classifiers with JAX.
+
+    import pcls
+
+    run = pcls.train("digits_cnn", {"train.duration": "5 epochs"})
+    tuned = pcls.finetune(run, data="photos", overrides={"train.seed": 1})
+    print(pcls.evaluate(tuned).summary())
+    for answer in pcls.load(tuned).predict(["photos/cat/1.jpg"]):
+        print(answer.path, answer.label, answer.probability)
+
+Importing pcls is cheap: jax is imported when a function that needs it is called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pcls.errors import Diverged, PclsError, RestartRequested, UserError
+
+if TYPE_CHECKING:
+    from pcls.config import Recipe
+    from pcls.config.load import Overrides
+    from pcls.deliver.predict import Classifier
+    from pcls.evaluation.metrics import Evaluation
+    from pcls.run.train import Run
+
+__all__ = [
+    "Diverged",
+    "PclsError",
+    "RestartRequested",
+    "UserError",
+    "demo",
+    "evaluate",
+    "finetune",
+    "load",
+    "report",
+    "resume",
+    "train",
+]
+
+
+def train(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Run:
+    """Trains a recipe in a new run folder.
+
+    Args:
+      recipe: a YAML file, the name of a recipe that comes with pcls, or a `Recipe`.
+      overrides: `["train.batch_size=64", ...]` or `{"train.batch_size": 64, ...}`.
+
+    Returns:
+      The run: its folder and its last evaluation.
+
+    Raises:
+      UserError: the recipe, the data or the devices are at fault; one line that says what to do.
+      RestartRequested: stopped by Ctrl-C or SIGTERM, saved; `resume` goes on.
+      Diverged: no finite loss any more.
+    """
+    resolved = _recipe(recipe, overrides)
+
+    from pcls.run.train import train_recipe
+    from pcls.transfer.start import start_from
+
+    start = start_from(resolved.model.init, resolved.model.name) if resolved.model.init else None
+    return train_recipe(resolved, start)
+
+
+def resume(run: str | Path | Run, overrides: Overrides = ()) -> Run:
+    """Goes on with a stopped run, bit for bit on the same devices.
+
+    Args:
+      run: a run or its folder.
+      overrides: changes, for example `{"mesh.fsdp": 4}` on other devices or a longer `train.duration`.
+    """
+    from pcls.run.train import resume_run
+
+    return resume_run(_path(run), overrides)
+
+
+def finetune(source: str | Path | Run, data: str | Path, overrides: Overrides = ()) -> Run:
+    """Fine-tunes a finished run or a bundle on other data, in a new run folder.
+
+    Args:
+      source: a run, its folder, or a bundle's folder.
+      data: a folder with one folder of images a class, a folder of idx files, `tfds:NAME[:split]`, or `digits`.
+      overrides: changes to the fine-tuning recipe.
+    """
+    from pcls.transfer.finetune import finetune as finetune_run
+
+    return finetune_run(_path(source), str(data), overrides)
+
+
+def evaluate(run: str | Path | Run) -> Evaluation:
+    """Evaluates the newest checkpoint of a run on its held-out records; every one is counted, once."""
+    from pcls.run.evaluate import evaluate_run
+
+    return evaluate_run(_path(run))
+
+
+def report(run: str | Path | Run) -> Path:
+    """Writes the run's report, one HTML page, and returns its path."""
+    from pcls.run.report import report_run
+
+    return report_run(_path(run))
+
+
+def load(source: str | Path | Run) -> Classifier:
+    """Loads a finished run or a bundle as a classifier with a `predict` method."""
+    from pcls.deliver.predict import Classifier
+    from pcls.transfer.start import open_bundle
+
+    return Classifier(open_bundle(_path(source)))
+
+
+def demo(folder: str | Path = "runs/demo") -> Path:
+    """Pretrains, fine-tunes on 25 images, compares with training from scratch, and returns the report's path."""
+    from pcls.transfer.demo import run_demo
+
+    return run_demo(Path(folder))
+
+
+def _recipe(recipe: str | Path | Recipe, overrides: Overrides) -> Recipe:
+    from pcls.config import load_recipe, with_overrides
+
+    return load_recipe(recipe, overrides) if isinstance(recipe, str | Path) else with_overrides(recipe, overrides)
+
+
+def _path(run: Any) -> Path:
+    return Path(run) if isinstance(run, str | Path) else Path(run.path)

@@ -1,0 +1,1 @@
+"""Checkpoints: saved in the background, proven by digests, walked back over when damaged."""

@@ -1,0 +1,93 @@
+"""The command line: every verb is a thin face of one function of the package."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from pcls.cli.config import app as config_app
+from pcls.cli.data import app as data_app
+from pcls.cli.demo import demo
+from pcls.cli.evaluate import evaluate
+from pcls.cli.finetune import finetune
+from pcls.cli.models import app as models_app
+from pcls.cli.predict import predict
+from pcls.cli.report import report
+from pcls.cli.resume import resume
+from pcls.cli.train import train
+from pcls.errors import PclsError, UserError
+
+app = typer.Typer(
+    name="pcls",
+    help="Pretrain, fine-tune, evaluate and deliver image classifiers with JAX.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train)
+app.command("resume")(resume)
+app.command("finetune")(finetune)
+app.command("eval")(evaluate)
+app.command("predict")(predict)
+app.command("report")(report)
+app.command("demo")(demo)
+app.add_typer(config_app, name="config")
+app.add_typer(models_app, name="models")
+app.add_typer(data_app, name="data")
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    coordinator: Annotated[
+        str, typer.Option(help="Join other processes: host:port of process 0, or auto on a cluster that jax detects.")
+    ] = "",
+    processes: Annotated[int, typer.Option(help="With --coordinator host:port: how many processes.", min=1)] = 1,
+    process: Annotated[int, typer.Option(help="With --coordinator host:port: which one this is.", min=0)] = 0,
+) -> None:
+    """Pretrain, fine-tune, evaluate and deliver image classifiers with JAX."""
+    if coordinator:
+        from pcls.parallel.processes import join
+
+        join(coordinator, processes, process)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line and returns the exit code; a user's mistake is one line, without a traceback."""
+    arguments = sys.argv[1:] if argv is None else argv
+    # Libraries log tracebacks of failures that reach the user as one line anyway.
+    debug = "--debug" in arguments
+    if not debug:
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        app(arguments, prog_name="pcls")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except KeyboardInterrupt:
+        print("pcls: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone; there is nobody to tell.
+        sys.stderr.close()
+        return 0
+    except PclsError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"pcls: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        return _disk_failure(error, debug)
+    return 0
+
+
+def _disk_failure(error: OSError, debug: bool) -> int:
+    """A full disk or a missing permission is no bug of ours, wherever it shows."""
+    if debug or (error.filename is None and error.strerror is None):
+        raise error
+    place = f"{error.filename}: " if error.filename else ""
+    print(f"pcls: {place}{error.strerror}", file=sys.stderr)
+    return UserError.exit_code

@@ -1,0 +1,42 @@
+"""`pcls predict`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+import pcls
+
+
+class Format(StrEnum):
+    """How predictions are printed."""
+
+    table = "table"
+    jsonl = "jsonl"
+
+
+def predict(
+    source: Annotated[str, typer.Argument(help="The folder of a finished run, or of a bundle.")],
+    images: Annotated[list[str], typer.Argument(help="JPEG, PNG or WebP files.")],
+    output: Annotated[Format, typer.Option("--format", help="A table, or one JSON object a line.")] = Format.table,
+) -> None:
+    """Classify image files; an unreadable one is reported in its place, and the exit code is then 2.
+
+    Example: pcls predict runs/first photos/a.jpg photos/b.png --format jsonl
+    """
+    failed = 0
+    width = max(map(len, images))
+    for answer in pcls.load(source).stream(images):
+        failed += bool(answer.error)
+        if output is Format.jsonl:
+            row = {"path": answer.path, "label": answer.label, "probability": answer.probability}
+            typer.echo(json.dumps(row | {"error": answer.error}, ensure_ascii=False))
+        elif answer.error:
+            typer.echo(f"{answer.path:<{width}}  cannot be read: {answer.error}")
+        else:
+            typer.echo(f"{answer.path:<{width}}  {answer.probability:6.1%}  {answer.label}")
+    if failed:
+        raise pcls.UserError(f"{failed:,} of {len(images):,} images could not be read")

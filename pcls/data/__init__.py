@@ -1,0 +1,1 @@
+"""The way of an image: source -> order -> decode -> host batch -> device augmentation."""

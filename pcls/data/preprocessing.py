@@ -1,0 +1,51 @@
+"""What a model's weights expect of an image. One object: trained with, saved with the weights, predicted with."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From any picture to the numbers that the first layer sees.
+
+    Attributes:
+      height, width: pixels.
+      channels: 1 (grey) or 3 (RGB).
+      mean, std: of x / 255, one a channel; applied on the device.
+      crop_pct: share of the shorter side that the evaluation's centre crop keeps.
+    """
+
+    height: int
+    width: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for model.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Preprocessing:
+        """Reads `to_json` back; TypeError or ValueError where it is not that."""
+        return cls(
+            height=int(values["height"]),
+            width=int(values["width"]),
+            channels=int(values["channels"]),
+            mean=tuple(map(float, values["mean"])),
+            std=tuple(map(float, values["std"])),
+            crop_pct=float(values["crop_pct"]),
+        )
+
+
+def imagenet_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """ImageNet's mean and deviation of x / 255: by channel for RGB, their average for grey."""
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,)

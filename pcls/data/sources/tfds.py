@@ -1,0 +1,114 @@
+"""Sets that TensorFlow Datasets has prepared as ArrayRecord files; read without TensorFlow."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pcls.data.decode import DecodeError, decode, fit
+from pcls.data.preprocessing import Preprocessing
+from pcls.data.sources.source import CropRng, Records
+from pcls.errors import UserError
+
+EVALUATION_SPLITS = ("test", "validation")
+
+
+class TfdsSource:
+    """One split of a prepared set."""
+
+    def __init__(self, builder: Any, split: str):
+        import tensorflow_datasets as tfds
+
+        self._title = f"{builder.info.name} {split}"
+        self.class_names = tuple(builder.info.features["label"].names)
+        # The stored bytes are decoded here, by the same rules as files in a folder.
+        self._encoded = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        self._labels_only = builder.as_data_source(split=split, decoders=tfds.decode.PartialDecoding({"label": True}))
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """[n] int32; reads every record once."""
+        examples = self._labels_only.__getitems__(list(range(len(self))))
+        return np.asarray([example["label"] for example in examples], np.int32)
+
+    def name(self, record: int) -> str:
+        """`<set> <split> #<record>`."""
+        return f"{self._title} #{record}"
+
+    def read(self, records: np.ndarray, preprocessing: Preprocessing, rng: CropRng) -> Records:
+        """Reads a batch of records in one call: ArrayRecord is many times slower one by one."""
+        examples = self._encoded.__getitems__([int(record) for record in records])
+        shape = (len(records), preprocessing.height, preprocessing.width, preprocessing.channels)
+        images, decoded = np.zeros(shape, np.uint8), np.zeros(len(records), bool)
+        for index, example in enumerate(examples):
+            try:
+                images[index] = _pixels(example["image"], preprocessing, rng(index) if rng else None)
+                decoded[index] = True
+            except DecodeError:
+                # Weight 0 downstream: counted and named there by `failure`, and limited.
+                continue
+        labels = np.asarray([example["label"] for example in examples], np.int32)
+        return Records(images, labels, decoded)
+
+    def failure(self, record: int, preprocessing: Preprocessing) -> str:
+        """Decodes once more for the reason."""
+        try:
+            _pixels(self._encoded[record]["image"], preprocessing, None)
+        except DecodeError as error:
+            return f"cannot be decoded ({error})"
+        return "could not be decoded before, and can be now"
+
+
+def _pixels(image: Any, preprocessing: Preprocessing, rng: np.random.Generator | None) -> np.ndarray:
+    if isinstance(image, bytes):
+        return decode(image, preprocessing, rng)
+    return fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), preprocessing, rng)
+
+
+def open_tfds(source: str, data_dir: str) -> tuple[TfdsSource, TfdsSource | None]:
+    """Opens `tfds:NAME[:split]`.
+
+    Args:
+      source: the recipe's `data.source`; the split is that of training, `train` if unnamed.
+      data_dir: where the set was prepared; empty: TensorFlow Datasets' own default.
+
+    Raises:
+      UserError: the set is not there, or is not a prepared image classification set in ArrayRecord form.
+    """
+    import tensorflow_datasets as tfds
+
+    _, name, *rest = source.split(":", 2)
+    where = data_dir or "~/tensorflow_datasets"
+    if data_dir and not Path(data_dir).is_dir():
+        raise UserError(f"{data_dir}: there is no such folder; data.path needs the folder that {name} was prepared in")
+    try:
+        builder: Any = tfds.builder(name, data_dir=data_dir or None)
+        splits = list(builder.info.splits)
+    except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
+        raise UserError(
+            f"tfds:{name} was not found in {where} ({_first_line(error)}); prepare it there first"
+        ) from error
+    split = rest[0] if rest else "train"
+    if split.partition("[")[0] not in splits:
+        known = f"it has {', '.join(splits)}" if splits else f"it is not prepared in {where}"
+        raise UserError(f"tfds:{name} has no split {split!r}; {known}")
+    features = builder.info.features
+    if "image" not in features or "label" not in features:
+        raise UserError(f"tfds:{name} has the features {', '.join(features)}; image and label are needed")
+    if str(builder.info.file_format.value) != "array_record":
+        raise UserError(
+            f"tfds:{name} is stored as {builder.info.file_format.value}; prepare it with file_format=array_record"
+        )
+    held_out = next((s for s in EVALUATION_SPLITS if s in splits and s != split), None)
+    return TfdsSource(builder, split), TfdsSource(builder, held_out) if held_out else None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__

@@ -1,0 +1,31 @@
+"""Typed failures and the exit codes that they end a process with.
+
+0 done, 1 a bug in pcls, 2 the user's input, 42 please restart me, 43 training diverged. Launchers and
+supervisors act on these numbers, so a code never changes its meaning.
+"""
+
+from __future__ import annotations
+
+
+class PclsError(Exception):
+    """A failure that pcls understands; its text is one line that says what, where, and what to do next."""
+
+    exit_code = 1
+
+
+class UserError(PclsError):
+    """The input is at fault: a recipe, a path, a file, an option."""
+
+    exit_code = 2
+
+
+class RestartRequested(PclsError):
+    """The run stopped in good order (preempted, interrupted) and can be resumed."""
+
+    exit_code = 42
+
+
+class Diverged(PclsError):
+    """Training left the finite numbers and would not come back by going on."""
+
+    exit_code = 43

@@ -1,0 +1,1 @@
+"""Exact evaluation: sums in the compiled step, metrics by definition, and the report."""

@@ -1,0 +1,109 @@
+"""Exact evaluation: the compiled step sums values and weights, so that padding counts for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pcls.data.augment import normalise
+from pcls.data.pipeline import Batch
+from pcls.data.preprocessing import Preprocessing
+from pcls.evaluation.metrics import Evaluation
+from pcls.nn.module import Arrays, ModelDef
+
+EvaluationStep = Callable[[Arrays, Arrays, Batch], dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What was predicted for each counted record, in record order.
+
+    Attributes:
+      records: [n] int64 record numbers.
+      labels, predicted: [n] int64 class numbers.
+      probability: [n] float64, of the predicted class.
+    """
+
+    records: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    probability: np.ndarray
+
+
+def make_evaluation_step(model: ModelDef, preprocessing: Preprocessing, precision: str) -> EvaluationStep:
+    """The evaluation step: `(params, stats, batch) -> numbers`.
+
+    `loss`, `top1`, `top5` and `weight` are sums over the batch (float32 scalars); `record`, `label`, `predicted`
+    ([batch] int32), `probability` (of the predicted class) and `counted` ([batch] float32) are those of each row.
+    """
+    dtype = jnp.dtype(precision)
+
+    def evaluation_step(params: Arrays, stats: Arrays, batch: Batch) -> dict[str, Array]:
+        logits, _ = model.apply(params, stats, normalise(batch.image, preprocessing, dtype), train=False)
+        log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+        own = jnp.take_along_axis(log_probabilities, batch.label[:, None], 1)
+        # Classes that score higher, and equal ones that come first: the rank that a stable sort would give.
+        earlier = jnp.arange(logits.shape[-1]) < batch.label[:, None]
+        rank = jnp.sum((log_probabilities > own) | ((log_probabilities == own) & earlier), -1)
+        return {
+            "loss": -jnp.sum(jnp.where(batch.weight > 0, own[:, 0], 0)),
+            "top1": jnp.sum((rank < 1) * batch.weight),
+            "top5": jnp.sum((rank < 5) * batch.weight),
+            "weight": jnp.sum(batch.weight),
+            "record": batch.record,
+            "label": batch.label,
+            "predicted": log_probabilities.argmax(-1).astype(jnp.int32),
+            "probability": jnp.exp(log_probabilities.max(-1)),
+            "counted": batch.weight,
+        }
+
+    return evaluation_step
+
+
+def count(
+    outputs: Iterable[dict[str, Array]], *, size: int, class_names: tuple[str, ...]
+) -> tuple[Evaluation, Predictions]:
+    """Adds up the outputs of evaluation steps.
+
+    Args:
+      outputs: of `make_evaluation_step`, replicated, so that every process counts the same.
+      size: records in the set; those not counted were undecodable.
+      class_names: in label order.
+    """
+    sums = dict.fromkeys(("loss", "top1", "top5", "weight"), 0.0)
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("record", "label", "predicted", "probability")}
+    for output in map(jax.device_get, outputs):
+        for name in sums:
+            sums[name] += float(output[name])
+        counted = output["counted"] > 0
+        for name, parts in rows.items():
+            parts.append(output[name][counted])
+    joined = {name: np.concatenate(parts) for name, parts in rows.items()}
+    order = np.argsort(joined["record"], kind="stable")
+    predictions = Predictions(
+        records=joined["record"][order].astype(np.int64),
+        labels=joined["label"][order].astype(np.int64),
+        predicted=joined["predicted"][order].astype(np.int64),
+        probability=joined["probability"][order].astype(np.float64),
+    )
+    n = round(sums["weight"])
+    evaluation = Evaluation(
+        n=n,
+        undecodable=size - n,
+        loss=sums["loss"] / max(n, 1),
+        top1=sums["top1"] / max(n, 1),
+        top5=sums["top5"] / max(n, 1),
+        confusion=confusion_counts(predictions.labels, predictions.predicted, len(class_names)),
+        class_names=class_names,
+    )
+    return evaluation, predictions
+
+
+def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """[classes, classes] int64 counts; rows are labels, columns predictions."""
+    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)

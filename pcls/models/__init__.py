@@ -1,0 +1,1 @@
+"""Classifiers built from `pcls.nn`, and the registry that knows them by name."""

@@ -1,0 +1,79 @@
+"""A module is built once, then split: the compiled step sees only flat dicts of arrays, by path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax
+from flax import nnx
+from jax import Array
+
+# `layer1/0/conv1/kernel` -> array. Flat, so that a rule over parameter paths is a dict comprehension, and a weight
+# file is the dict itself.
+Arrays = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelDef:
+    """A model without its arrays.
+
+    Attributes:
+      graph: flax's graph definition.
+      params, stats: paths to shapes and types of the trained parameters and the running statistics.
+      build: makes the module from a key.
+    """
+
+    graph: Any
+    params: Mapping[str, jax.ShapeDtypeStruct]
+    stats: Mapping[str, jax.ShapeDtypeStruct]
+    build: Callable[[Array], nnx.Module]
+
+    @classmethod
+    def of(cls, build: Callable[[nnx.Rngs], nnx.Module]) -> ModelDef:
+        """Traces the constructor for shapes; no array is made."""
+
+        def from_key(key: Array) -> nnx.Module:
+            return build(nnx.Rngs(key))
+
+        graph, params, stats = _split(nnx.eval_shape(from_key, jax.random.key(0)))
+        return cls(graph, params, stats, from_key)
+
+    def init(self, key: Array) -> tuple[Arrays, Arrays]:
+        """Parameters and statistics; call it under jit with output shardings, so that they are born sharded."""
+        _, params, stats = _split(self.build(key))
+        return params, stats
+
+    def apply(self, params: Arrays, stats: Arrays, images: Array, *, train: bool) -> tuple[Array, Arrays]:
+        """Logits [batch, classes] and the statistics after this batch (the same ones when not training)."""
+        model = nnx.merge(self.graph, _nested(params), _nested(stats))
+        logits = model(images, train=train)
+        return logits, _flat(nnx.state(model, nnx.BatchStat))
+
+    @property
+    def parameter_count(self) -> int:
+        """Trained numbers."""
+        return sum(leaf.size for leaf in self.params.values())
+
+
+def _split(module: nnx.Module) -> tuple[Any, Arrays, Arrays]:
+    # flax types a split by two filters as a tuple of unknown length.
+    graph, params, stats = cast("tuple[Any, Any, Any]", nnx.split(module, nnx.Param, nnx.BatchStat))
+    return graph, _flat(params), _flat(stats)
+
+
+def _flat(state: Any) -> Arrays:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
+    return {"/".join(str(entry.key) for entry in path): leaf for path, leaf in leaves}
+
+
+def _nested(arrays: Arrays) -> dict[Any, Any]:
+    root: dict[Any, Any] = {}
+    for path, leaf in arrays.items():
+        *parents, last = (int(part) if part.isdecimal() else part for part in path.split("/"))
+        node = root
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return root

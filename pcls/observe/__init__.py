@@ -1,0 +1,1 @@
+"""What a run tells: metric files, the progress line, its environment."""

@@ -1,0 +1,96 @@
+"""Metric rows to metrics.jsonl, metrics.csv and TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+JSONL, CSV, TENSORBOARD = "metrics.jsonl", "metrics.csv", "tensorboard"
+COLUMNS = (
+    "kind",
+    "step",
+    "epoch",
+    "loss",
+    "accuracy",
+    "top1",
+    "top5",
+    "n",
+    "undecodable",
+    "lr",
+    "images_per_second",
+    "data_wait",
+)
+
+
+class MetricFiles:
+    """Appends rows to the run's metric files, each row flushed: a killed run keeps what it told.
+
+    Args:
+      folder: of the run.
+      start: the step that training starts from; rows beyond it, which a killed run had written after its last
+        checkpoint, are dropped, because these steps are done again.
+    """
+
+    def __init__(self, folder: Path, *, start: int):
+        rows = [row for row in read_metrics(folder) if row["step"] <= start]
+        self._jsonl = (folder / JSONL).open("w", encoding="utf-8")
+        self._csv_file = (folder / CSV).open("w", encoding="utf-8", newline="")
+        self._csv = csv.DictWriter(self._csv_file, COLUMNS, extrasaction="ignore")
+        self._csv.writeheader()
+        for row in rows:
+            self._append(row)
+        self._tensorboard_folder = folder / TENSORBOARD
+        self._tensorboard: Any = None
+        self._start = start
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Writes one row; `kind` (train or eval) and `step` are needed."""
+        self._append(row)
+        writer = self._tensorboard_writer()
+        for name, value in row.items():
+            if name not in ("kind", "step") and isinstance(value, int | float):
+                writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+        writer.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._jsonl.close()
+        self._csv_file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        # JSON has no NaN.
+        finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
+        self._jsonl.write(json.dumps(finite, allow_nan=False) + "\n")
+        self._jsonl.flush()
+        self._csv.writerow(finite)
+        self._csv_file.flush()
+
+    def _tensorboard_writer(self) -> Any:
+        # Opened with the first row: the import is slow, and a run that fails at once leaves no empty event file.
+        if self._tensorboard is None:
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(self._tensorboard_folder), purge_step=self._start + 1)
+        return self._tensorboard
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    path = folder / JSONL
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows

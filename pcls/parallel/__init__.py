@@ -1,0 +1,1 @@
+"""The mesh, what is split over it, and the processes that share it."""

@@ -1,0 +1,1 @@
+"""Weights at rest: the bundle, safe to send and to load."""

@@ -1,0 +1,143 @@
+"""The bundle: model.safetensors and model.json, all that a classifier needs to predict. Nothing in it can run code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from pcls.data.preprocessing import Preprocessing
+from pcls.errors import UserError
+from pcls.models.registry import define_model
+from pcls.nn.module import ModelDef
+
+FORMAT = 1
+WEIGHTS, FACTS = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained classifier at rest.
+
+    Attributes:
+      model: a name of the registry.
+      class_names: in the order of the outputs.
+      preprocessing: what the weights expect of an image.
+      precision: type of activations it was trained with.
+      params, stats: path to array.
+      metrics: of its last evaluation.
+      path: where it was loaded from.
+    """
+
+    model: str
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    precision: str
+    params: Mapping[str, np.ndarray]
+    stats: Mapping[str, np.ndarray]
+    metrics: Mapping[str, float]
+    path: Path | None = None
+
+    def definition(self, classes: int | None = None) -> ModelDef:
+        """The model without its arrays, with as many classes as its own or as given."""
+        return define_model(
+            self.model,
+            height=self.preprocessing.height,
+            width=self.preprocessing.width,
+            channels=self.preprocessing.channels,
+            classes=len(self.class_names) if classes is None else classes,
+            precision=self.precision,
+        )
+
+
+def save_bundle(bundle: Bundle, folder: Path) -> None:
+    """Writes a bundle beside `folder` and renames it into place, so that no half bundle is ever found there."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    tensors = {f"params/{path}": array for path, array in bundle.params.items()}
+    tensors |= {f"stats/{path}": array for path, array in bundle.stats.items()}
+    try:
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary / WEIGHTS)
+        facts = {
+            "format": FORMAT,
+            "model": bundle.model,
+            "class_names": list(bundle.class_names),
+            "preprocessing": bundle.preprocessing.to_json(),
+            "precision": bundle.precision,
+            "metrics": dict(bundle.metrics),
+            "weights_sha256": _sha256(temporary / WEIGHTS),
+        }
+        (temporary / FACTS).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{folder}: the bundle could not be written ({error})") from error
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Reads and checks a bundle.
+
+    Raises:
+      UserError: not a bundle, made by a newer format, weights that differ from their digest or from the model.
+    """
+    if not (folder / FACTS).is_file():
+        raise UserError(f"{folder}: is no bundle: it has no {FACTS}")
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if facts["format"] != FORMAT:
+            raise UserError(f"{folder}: bundle format {facts['format']}; this version of pcls reads format {FORMAT}")
+        bundle = Bundle(
+            model=str(facts["model"]),
+            class_names=tuple(map(str, facts["class_names"])),
+            preprocessing=Preprocessing.from_json(facts["preprocessing"]),
+            precision=str(facts["precision"]),
+            params={},
+            stats={},
+            metrics=dict(facts["metrics"]),
+            path=folder,
+        )
+        digest = facts["weights_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / FACTS}: is damaged ({error!r})") from error
+    if not (folder / WEIGHTS).is_file() or _sha256(folder / WEIGHTS) != digest:
+        raise UserError(f"{folder / WEIGHTS}: is missing or differs from the digest in {FACTS}; copy the bundle again")
+    return _with_arrays(bundle, folder / WEIGHTS)
+
+
+def _with_arrays(bundle: Bundle, path: Path) -> Bundle:
+    definition = bundle.definition()
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: is no safetensors file ({error})") from error
+    expected = {f"params/{name}": leaf for name, leaf in definition.params.items()}
+    expected |= {f"stats/{name}": leaf for name, leaf in definition.stats.items()}
+    for name in sorted(expected.keys() | tensors.keys()):
+        want, have = expected.get(name), tensors.get(name)
+        if want is None or have is None or want.shape != have.shape or want.dtype != have.dtype:
+            raise UserError(f"{path}: {name} is {_shape(have)}, and {bundle.model} needs {_shape(want)}")
+    return replace(
+        bundle,
+        params={name: tensors[f"params/{name}"] for name in definition.params},
+        stats={name: tensors[f"stats/{name}"] for name in definition.stats},
+    )
+
+
+def _shape(array: Any) -> str:
+    return "absent" if array is None else f"{array.dtype}{list(array.shape)}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

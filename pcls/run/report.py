@@ -1,0 +1,105 @@
+"""The report of a run, put together from what lies in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcls.config import Recipe, flat_recipe
+from pcls.data.dataset import Dataset, open_dataset
+from pcls.evaluation.count import Predictions
+from pcls.evaluation.report import MAX_MISTAKES, Mistake, RunReport, write
+from pcls.models.registry import define_model, model_entry
+from pcls.observe.sinks import read_metrics
+from pcls.run.evaluate import evaluate_run, read_evaluation, saved_preprocessing
+from pcls.run.folder import RunFolder
+
+
+def report_run(path: str | Path) -> Path:
+    """Writes a run's report.html; evaluates first where the run has not been evaluated.
+
+    Returns:
+      The page's path.
+
+    Raises:
+      UserError: no run here, or its data is gone.
+    """
+    folder = RunFolder(path)
+    recipe = folder.recipe()
+    kept = read_evaluation(folder)
+    if kept is None:
+        evaluate_run(path)
+        kept = read_evaluation(folder)
+        assert kept is not None
+    evaluation, predictions = kept
+    dataset = open_dataset(recipe.data, saved_preprocessing(folder))
+    status = folder.status()
+    report = RunReport(
+        title=folder.path.resolve().name,
+        subtitle=f"{recipe.model.name} on {recipe.data.source}, {status.get('status')} at step {status.get('step'):,}",
+        evaluation=evaluation,
+        history=read_metrics(folder.path),
+        mistakes=mistakes(dataset, predictions),
+        facts=facts(folder, recipe, dataset),
+    )
+    return write(report, folder.report)
+
+
+def mistakes(dataset: Dataset, predictions: Predictions) -> list[Mistake]:
+    """The most confident wrong predictions, with thumbnails."""
+    wrong = np.flatnonzero(predictions.predicted != predictions.labels)
+    chosen = wrong[np.argsort(-predictions.probability[wrong], kind="stable")][:MAX_MISTAKES]
+    if not len(chosen):
+        return []
+    records = predictions.records[chosen]
+    images = dataset.evaluation.read(records, dataset.preprocessing, None).images
+    return [
+        Mistake(
+            thumbnail=image,
+            record=dataset.evaluation.name(int(predictions.records[place])),
+            label=int(predictions.labels[place]),
+            predicted=int(predictions.predicted[place]),
+            probability=float(predictions.probability[place]),
+        )
+        for place, image in zip(chosen, images, strict=True)
+    ]
+
+
+def facts(folder: RunFolder, recipe: Recipe, dataset: Dataset) -> dict[str, Mapping[str, str]]:
+    """What the run worked with: data, model, environment, recipe."""
+    preprocessing = dataset.preprocessing
+    model = define_model(
+        recipe.model.name,
+        height=preprocessing.height,
+        width=preprocessing.width,
+        channels=preprocessing.channels,
+        classes=len(dataset.class_names),
+    )
+    environment: dict[str, Any] = folder.read_json("environment.json") or {}
+    packages = environment.pop("packages", {})
+    return {
+        "Data": {
+            "source": f"{recipe.data.source} {recipe.data.path}".strip(),
+            "training images": f"{len(dataset.train):,}",
+            "evaluation images": f"{len(dataset.evaluation):,}",
+            "classes": f"{len(dataset.class_names):,}",
+            "size": f"{preprocessing.height} x {preprocessing.width} x {preprocessing.channels}",
+            "mean": ", ".join(f"{value:.4f}" for value in preprocessing.mean),
+            "deviation": ", ".join(f"{value:.4f}" for value in preprocessing.std),
+        },
+        "Model": {
+            "name": recipe.model.name,
+            "description": model_entry(recipe.model.name).description,
+            "parameters": f"{model.parameter_count:,}",
+            "starts from": recipe.model.init or "random weights",
+        },
+        "Environment": {key: _text(value) for key, value in (environment | packages).items()},
+        "Recipe": {key: _text(value) for key, value in flat_recipe(recipe).items()},
+    }
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

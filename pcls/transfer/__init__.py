@@ -1,0 +1,1 @@
+"""From pretrained weights to a classifier of somebody's own images."""

@@ -1,0 +1,59 @@
+"""Fine-tuning: a recipe derived from pretrained weights and somebody's data."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from pcls.config import Recipe, with_overrides
+from pcls.config.load import Overrides
+from pcls.data.dataset import data_settings, open_dataset
+from pcls.run.train import Run, train_recipe
+from pcls.transfer.start import open_bundle, start_from
+
+BATCH_SIZE = 32
+# Few images need many epochs, many need few: whichever of the two is longer.
+MIN_STEPS, EPOCHS = 300, 10
+# The head is new and learns at the full rate; the body keeps what it knows by moving less.
+BODY_SCALE = 0.3
+
+
+def finetune(source: str | Path, data: str, overrides: Overrides = ()) -> Run:
+    """Fine-tunes pretrained weights on data, in a new run folder.
+
+    Args:
+      source: a finished run or a bundle.
+      data: as `pcls.data.dataset.data_settings` reads it.
+      overrides: changes to the recipe that `finetune_recipe` makes.
+    """
+    return train_recipe(recipe := finetune_recipe(source, data, overrides), start_from(source, recipe.model.name))
+
+
+def finetune_recipe(source: str | Path, data: str, overrides: Overrides = ()) -> Recipe:
+    """The recipe of a fine-tuning run, its length chosen by the number of images.
+
+    Raises:
+      UserError: the weights, the data or the overrides are at fault.
+    """
+    bundle = open_bundle(source)
+    body = [{"match": "^head/", "scale": 1.0}, {"match": ".", "scale": BODY_SCALE}]
+    settings = {
+        "run.dir": f"runs/{Path(source).name}-finetuned",
+        "model.name": bundle.model,
+        "model.init": str(source),
+        "train.batch_size": BATCH_SIZE,
+        "train.precision": bundle.precision,
+        "optimizer.name": "adamw",
+        "optimizer.lr": 2e-3,
+        "optimizer.weight_decay": 1e-4,
+        "optimizer.lr_scale": body,
+    }
+    recipe = with_overrides(with_overrides(Recipe(), settings | data_settings(data)), overrides)
+    records = len(open_dataset(recipe.data, bundle.preprocessing).train)
+    steps = max(MIN_STEPS, math.ceil(EPOCHS * records / recipe.train.batch_size))
+    lengths = {
+        "train.duration": f"{steps} steps",
+        "evaluate.every": f"{math.ceil(steps / 5)} steps",
+        "checkpoint.every": f"{math.ceil(steps / 5)} steps",
+    }
+    return with_overrides(with_overrides(recipe, lengths), overrides)

@@ -1,0 +1,177 @@
+"""The report page in a real browser: it loads alone, without a complaint, and fits narrow and wide screens."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pcls.evaluation.metrics import Evaluation
+from pcls.evaluation.report import Mistake, RunReport, Table, write
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")]
+
+LONG = "data/" + "a_name_without_any_place_to_break_" * 6 + ".jpg"
+
+
+def a_report(classes: int) -> RunReport:
+    rng = np.random.default_rng(classes)
+    confusion = rng.poisson(1.0, (classes, classes)) + np.diag(rng.integers(100, 2000, classes))
+    n = int(confusion.sum())
+    names = ("<script>document.title = 'owned'</script>", LONG, *(f"class {i}" for i in range(2, classes)))
+    history: list[dict[str, Any]] = []
+    for step in range(0, 3000, 3):
+        loss = None if 900 < step < 1000 else 2.3 / (1 + step / 100)
+        rates = {"accuracy": step / 3000, "images_per_second": 4000.0, "data_wait": 0.01, "lr": 1e-3}
+        history.append({"kind": "train", "step": step, "epoch": step / 300, "loss": loss} | rates)
+        if step % 300 == 0:
+            history.append({"kind": "eval", "step": step, "epoch": step / 300, "loss": 1.5, "top1": step / 3000})
+    return RunReport(
+        title=f"run with {classes} classes",
+        subtitle=LONG,
+        evaluation=Evaluation(n, 1, 0.5, float(np.trace(confusion)) / n, 0.99, confusion, names),
+        history=history,
+        mistakes=[
+            Mistake(rng.integers(0, 256, (28, 28, channels), dtype=np.uint8), LONG, 0, 1, 0.9) for channels in (1, 3)
+        ],
+        facts={"Data": {"path": LONG}, "Recipe": {LONG: "1e-3"}},
+        tables=[Table("Candidates", ("recipe", "top-1"), ((LONG, "97.2 %"),), LONG)],
+    )
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    folder = tmp_path_factory.mktemp("reports")
+    return {classes: write(a_report(classes), folder / f"{classes}.html") for classes in (3, 30, 120)}
+
+
+class Visit:
+    """A page opened from disk, with what the browser complained about and asked for."""
+
+    def __init__(self, browser: Any, path: Path, *, scheme: str = "light") -> None:
+        self.page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.page.close()
+
+    def style(self, selector: str, name: str) -> str:
+        style = self.page.eval_on_selector(selector, f"element => getComputedStyle(element)['{name}']")
+        return str(style)
+
+
+@pytest.mark.parametrize("classes", [3, 120])
+def test_the_page_loads_alone_and_without_a_complaint(browser: Any, written: dict[int, Path], classes: int) -> None:
+    with Visit(browser, written[classes]) as visit:
+        assert visit.complaints == []
+        assert [url for url in visit.requests if not url.startswith("data:")] == [written[classes].as_uri()]
+        assert visit.page.title() == f"run with {classes} classes"
+        pictures = visit.page.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
+        assert pictures == [28, 28]
+
+
+def test_every_section_has_a_visible_heading_that_the_contents_lead_to(browser: Any, written: dict[int, Path]) -> None:
+    with Visit(browser, written[3]) as visit:
+        headings = visit.page.locator("h2")
+        titles = ["Results", "Candidates", "Curves", "Confusion", "Classes", "Most confident mistakes", "Facts"]
+        assert headings.all_inner_texts() == titles
+        assert all(headings.nth(i).is_visible() for i in range(len(titles)))
+        targets = visit.page.eval_on_selector_all("nav a", "all => all.map(a => !!document.querySelector(a.hash))")
+        assert targets == [True] * len(titles)
+
+
+def test_the_confusion_matrix_shows_each_count(browser: Any, written: dict[int, Path]) -> None:
+    measured = a_report(3).evaluation
+    assert measured is not None
+    with Visit(browser, written[3]) as visit:
+        rows = visit.page.eval_on_selector_all(
+            ".matrix tbody tr", "rows => rows.map(row => [...row.querySelectorAll('td')].map(cell => cell.innerText))"
+        )
+        assert [[int(text.replace(",", "")) for text in row] for row in rows] == measured.confusion.tolist()
+        assert visit.page.locator(".matrix tbody td").first.is_visible()
+        # The shade is set by an inline style: a policy that blocked those would leave the cell clear.
+        assert visit.style(".matrix td.hit", "backgroundColor").startswith("rgba(0, 114, 178, 0.")
+
+
+def test_the_curves_are_drawn_and_answer_the_pointer(browser: Any, written: dict[int, Path]) -> None:
+    with Visit(browser, written[3]) as visit:
+        assert visit.page.locator("svg.plot[role=img]").count() == 4
+        label = visit.page.locator("svg.plot").first.get_attribute("aria-label")
+        assert label.startswith("Loss over steps. Train: 2.3 at step 0")
+        # A band near the loss of 0.5, where the curve of the evaluations, at 1.5, is far from the pointer.
+        band = visit.page.locator("svg.plot").first.locator(".spot.train").nth(60)
+        title = band.text_content()
+        assert re.fullmatch(r"train 0\.\d+\nstep \d+, epoch 1\.\d+", title)
+        band.scroll_into_view_if_needed()
+        box = band.bounding_box()
+        under_pointer = "([x, y]) => document.elementFromPoint(x, y).textContent"
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.9
+        assert visit.page.evaluate(under_pointer, [x, y]) == title
+
+
+@pytest.mark.parametrize("classes", [3, 30, 120])
+def test_nothing_overflows_sideways(browser: Any, written: dict[int, Path], classes: int) -> None:
+    with Visit(browser, written[classes]) as visit:
+        for width, scheme in [(400, "light"), (400, "dark"), (1280, "light"), (1280, "dark")]:
+            visit.page.set_viewport_size({"width": width, "height": 900})
+            visit.page.emulate_media(color_scheme=scheme)
+            assert visit.page.evaluate("document.documentElement.scrollWidth") <= width, (width, scheme)
+            assert visit.page.locator("h1").is_visible()
+        assert visit.complaints == []
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of "rgb(r, g, b)". Source: WCAG 2.2."""
+    channels = np.array([float(c) for c in colour.strip("rgb()").split(",")]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_the_contrast_that_wcag_asks_for(browser: Any, written: dict[int, Path], scheme: str) -> None:
+    with Visit(browser, written[3], scheme=scheme) as visit:
+        page = luminance(visit.style("body", "backgroundColor"))
+        assert (page > 0.5) == (scheme == "light")
+        for selector in ("body", ".note", "nav a", ".headline dt", ".alarming data", ".matrix .corner", ".wrong b"):
+            text = luminance(visit.style(selector, "color"))
+            assert (max(page, text) + 0.05) / (min(page, text) + 0.05) >= 4.5, selector
+
+
+def test_scroll_areas_can_be_reached_and_scrolled_by_keyboard(browser: Any, written: dict[int, Path]) -> None:
+    with Visit(browser, written[120]) as visit:
+        area = visit.page.locator(".scroll.tall")
+        area.focus()
+        visit.page.keyboard.press("End")
+        visit.page.wait_for_function("document.querySelector('.scroll.tall').scrollTop > 0", timeout=5000)
+        assert area.locator("tbody tr").count() == 120
+
+
+def test_print_is_light_and_shows_all_of_a_scrolling_table(browser: Any, written: dict[int, Path]) -> None:
+    with Visit(browser, written[120], scheme="dark") as visit:
+        visit.page.emulate_media(media="print", color_scheme="dark")
+        assert luminance(visit.style("body", "backgroundColor")) == pytest.approx(1.0)
+        assert visit.style(".scroll.tall", "overflowY") == "visible"
+        assert visit.style("nav", "display") == "none"
