@@ -75,11 +75,12 @@ class CheckpointStore:
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
 
-    def restore(self, like: Tree) -> tuple[Tree, int] | None:
-        """Loads the newest step that proves valid; damaged ones are renamed aside and named.
+    def restore(self, like: Tree, *, rename: bool = True) -> tuple[Tree, int] | None:
+        """Loads the newest step that proves valid; damaged ones are named and renamed aside.
 
         Args:
           like: a pytree of shapes with types and shardings, into which the arrays are read.
+          rename: False for one who only reads: what looks damaged may be the save under way of a live run.
 
         Returns:
           The tree and its step, or None where there is no valid step.
@@ -88,7 +89,7 @@ class CheckpointStore:
           UserError: the step holds another model's or optimizer's arrays.
         """
         # Process 0 decides, so that no two processes load different steps.
-        step = self._agree(self._newest_valid() if jax.process_index() == 0 else 0)
+        step = self._agree(self._newest_valid(rename) if jax.process_index() == 0 else 0)
         if step < 0:
             return None
         folder = self.folder / str(step)
@@ -106,15 +107,19 @@ class CheckpointStore:
             raise
         if jax.process_index() != 0:
             return
-        write_manifest(self.folder / str(step), step, leaves)
+        try:
+            write_manifest(self.folder / str(step), step, leaves)
+        except BaseException:
+            shutil.rmtree(self.folder / str(step), ignore_errors=True)
+            raise
         for old in self._valid_steps()[: -self._keep]:
             shutil.rmtree(self.folder / str(old))
 
     def _valid_steps(self) -> list[int]:
         return [step for step in self.steps() if _problem(self.folder / str(step), full=False) is None]
 
-    def _newest_valid(self) -> int:
-        """The newest step whose digests hold, or -1; damaged ones on the way are set aside."""
+    def _newest_valid(self, rename: bool) -> int:
+        """The newest step whose digests hold, or -1; damaged ones on the way are named, and set aside if wanted."""
         damaged = []
         valid = -1
         for step in reversed(self.steps()):
@@ -122,10 +127,12 @@ class CheckpointStore:
             if problem is None:
                 valid = step
                 break
-            damaged.append((step, problem, set_aside(self.folder / str(step))))
+            kept = f", bad step kept as {set_aside(self.folder / str(step)).name}" if rename else ""
+            damaged.append((step, problem, kept))
+        verb = "resumed from" if rename else "read"
         for step, problem, kept in damaged:
-            then = f"resumed from step {valid}" if valid >= 0 else "no earlier step is valid"
-            self._warn(f"checkpoint step {step} is damaged ({problem}); {then}, bad step kept as {kept.name}")
+            then = f"{verb} step {valid}" if valid >= 0 else "no earlier step is valid"
+            self._warn(f"checkpoint step {step} is damaged ({problem}); {then}{kept}")
         return valid
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 _PATTERN = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?)\s*$")
@@ -28,6 +29,8 @@ class Duration:
             if "." in number:
                 raise ValueError(text)
             return cls(int(number), "steps")
+        if not math.isfinite(float(number)):
+            raise ValueError(text)
         return cls(float(number), "epochs")
 
     def exact_steps(self, epoch_steps: float) -> float:
@@ -43,7 +46,8 @@ class Duration:
         return max(1, round_half_up(self.exact_steps(epoch_steps))) if self.value else 0
 
     def __str__(self) -> str:
-        return f"{self.value:g} {self.unit}"
+        # Exact, and never with an exponent: `parse` must read back the same length.
+        return f"{Decimal(repr(self.value)):f}".removesuffix(".0") + f" {self.unit}"
 
 
 def round_half_up(value: float) -> int:

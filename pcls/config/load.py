@@ -22,6 +22,10 @@ from pcls.config.schema import Recipe
 from pcls.errors import UserError
 
 MAX_RECIPE_BYTES = 1 << 20
+# Far above any recipe; aliases of aliases could stand for more than memory holds.
+MAX_RECIPE_VALUES = 100_000
+# PyYAML's constructors raise whatever they meet: `!!bool x` is a KeyError, `!!timestamp x` an AttributeError.
+YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError)
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -56,8 +60,11 @@ def named_recipes() -> dict[str, Path]:
 def find_recipe(name: str | Path) -> Path:
     """The file of a recipe given as a path or as a name of `named_recipes`; UserError where there is none."""
     path = Path(name)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise UserError(f"recipe {str(name)!r} cannot be read ({error.strerror})") from error
     known = named_recipes()
     if str(name) in known:
         return known[str(name)]
@@ -120,12 +127,14 @@ def _read(path: Path) -> _Draft:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text (byte {error.start:,}): this is no recipe") from error
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         draft = _Draft({}, str(path))
         if node is None:
             return draft
+        if _values(node) > MAX_RECIPE_VALUES:
+            raise UserError(f"{path}: more than {MAX_RECIPE_VALUES:,} values: this is no recipe")
         if not isinstance(node, yaml.MappingNode):
             kind = "list" if isinstance(node, yaml.SequenceNode) else "single value"
             raise UserError(f"{path}:1: a recipe is a mapping of sections such as train, not a {kind}")
@@ -134,13 +143,21 @@ def _read(path: Path) -> _Draft:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except (RecursionError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    finally:
-        loader.dispose()
     return draft
+
+
+def _values(node: yaml.Node) -> int:
+    """Nodes in a document with its aliases written out, counted until there are too many."""
+    count, waiting = 0, [node]
+    while waiting and count <= MAX_RECIPE_VALUES:
+        count += 1
+        node = waiting.pop()
+        if isinstance(node, yaml.CollectionNode):
+            for child in node.value:
+                waiting += child if isinstance(child, tuple) else [child]
+    return count
 
 
 def _note_places(node: yaml.MappingNode, prefix: str, draft: _Draft) -> None:
@@ -149,7 +166,7 @@ def _note_places(node: yaml.MappingNode, prefix: str, draft: _Draft) -> None:
         place = f"{draft.base}:{key_node.start_mark.line + 1}"
         if key in draft.places:
             # PyYAML would keep the last one silently.
-            raise UserError(f"{place}: {key} is written twice, first at {draft.places[key]}; keep one of them")
+            raise UserError(f"{place}: {key!r} is written twice, first at {draft.places[key]}; keep one of them")
         draft.places[key] = place
         if isinstance(value_node, yaml.MappingNode):
             _note_places(value_node, f"{key}.", draft)
@@ -163,7 +180,9 @@ def _apply(draft: _Draft, overrides: Overrides) -> None:
     for key, value in pairs:
         section = draft.values
         *parents, leaf = str(key).split(".")
-        for parent in parents:
+        for depth, parent in enumerate(parents):
+            if parent not in section:
+                draft.places[".".join(parents[: depth + 1])] = f"override {key}"
             child = section.setdefault(parent, {})
             if not isinstance(child, dict):
                 raise UserError(f"override {key}: {parent} is a value, not a section; {_unknown_key(key)}")
@@ -182,7 +201,7 @@ def _split_override(text: str) -> tuple[str, Any]:
         return key, value
     try:
         parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except YAML_ERRORS as error:
         raise UserError(f"override {key}: {value!r} cannot be read as a YAML value") from error
     # YAML 1.1 reads 1e-3 as text. In a file that is an error that names the line; typed at a prompt it is a number.
     return key, _text_to_number(parsed) if isinstance(parsed, str) else parsed
@@ -216,22 +235,31 @@ def _message(error: ErrorDetails, draft: _Draft) -> str:
         return f"{draft.place(error['ctx']['key'])}: {error['msg']}"
     value = error["input"]
     found = f"{_display(value)} ({_kind(value)})"
-    return f"{place}: {key} is {found}; {_allowed(error, key)}{_suggestion(value)}"
+    return f"{place}: {key} is {found}; {_allowed(error, key)}{_suggestion(value, _field(key))}"
 
 
 def _unknown_key(key: str) -> str:
-    return f"unknown key {key!r}; {_nearest(key, list(flat_recipe(Recipe())))}"
+    known = list(flat_recipe(Recipe()))
+    if key in known:
+        # Only a file's key can hold the dot itself.
+        section, _, leaf = key.partition(".")
+        return f"unknown key {key!r}; in a file write {leaf} inside the section {section}"
+    return f"unknown key {key!r}; {_nearest(key, known)}"
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     # A right last word in the wrong section (lr, or train.lr) is closer than the letters say.
-    close = close or [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+    same_word = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
+    close = difflib.get_close_matches(name, same_word or known, n=1, cutoff=0.0 if same_word else 0.5)
     return f"the nearest is {close[0]!r}" if close else f"known: {', '.join(known)}"
 
 
 def _display(value: Any) -> str:
-    text = json.dumps(value, default=str) if isinstance(value, str | bool | list | dict) else str(value)
+    try:
+        text = json.dumps(value) if isinstance(value, str | bool) else " ".join(ascii(value).split())
+    except ValueError:
+        # Python refuses to write out thousands of digits, which YAML may give in hexadecimal.
+        text = "an enormous number"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -244,15 +272,20 @@ def _kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _suggestion(value: Any) -> str:
+def _suggestion(value: Any, info: FieldInfo | None) -> str:
     """`1e-3` is text to YAML 1.1; this is the commonest slip in a recipe."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or info is None or info.annotation not in (int, float):
         return ""
     number = _text_to_number(value)
     if not isinstance(number, float) or not math.isfinite(number):
         return ""
+    if info.annotation is int:
+        return f": write {int(number)} without quotes" if number.is_integer() and abs(number) < 2**53 else ""
     mantissa, e, exponent = value.partition("e")
-    return f": write {mantissa}.0e{exponent}" if e and "." not in mantissa else f": write {number:g} without quotes"
+    if e and mantissa.isdecimal():
+        # Its floats also need the sign of the exponent.
+        return f": write {mantissa}.0e{exponent if exponent[0] in '+-' else f'+{exponent}'}"
+    return f": write {yaml.safe_dump(number).split()[0]} without quotes"
 
 
 def _allowed(error: ErrorDetails, key: str) -> str:

@@ -6,6 +6,7 @@ Every value is checked where it enters (type, range, finiteness); rules that joi
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
@@ -25,7 +26,12 @@ def _duration(value: Any) -> Duration:
 
 def _number(value: Any) -> Any:
     # YAML writes 1 for 1.0; booleans are no numbers here, though Python counts them as such.
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _broken_rule(key: str, message: str) -> PydanticCustomError:

@@ -49,7 +49,7 @@ def open_dataset(section: DataSection, preprocessing: Preprocessing | None = Non
     _check_classes(section, whole)
     if not isinstance(whole, ArraySource) or not isinstance(evaluation, ArraySource | None):
         return Dataset(*_split(section, whole, evaluation), preprocessing or _file_preprocessing(section))
-    _check_not_empty(whole, whole.labels, tuple(range(len(whole.class_names))))
+    _check_not_empty(whole, whole.labels, section.classes or tuple(range(len(whole.class_names))))
     shape = _array_shape(section, whole, preprocessing)
     # Pixels in memory are brought to size once, not once an epoch.
     whole, evaluation = whole.resized(*shape), evaluation and evaluation.resized(*shape)

@@ -7,12 +7,23 @@ import math
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pcls.data.preprocessing import Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000
+
+# What undoes each EXIF orientation.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # The area and aspect ratio of a random crop, relative to the image. Source: Szegedy et al. 2015.
 CROP_AREA = (0.08, 1.0)
@@ -40,18 +51,34 @@ def decode(data: bytes, preprocessing: Preprocessing, rng: np.random.Generator |
     if not data:
         raise DecodeError("the file is empty")
     try:
-        # A warning is PIL's word for a picture between once and twice its own limit; ours is the one that holds.
+        # Warnings are PIL's word for damaged EXIF data, which spoils no pixel, and for pictures between once and twice
+        # its own limit; ours is the one that holds.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise DecodeError(f"{image.width:,} x {image.height:,} pixels, more than {MAX_PIXELS:,}")
-        # The decoder may shrink a JPEG by 2, 4 or 8 while reading; it never goes below twice the size needed.
-        image.draft(None, (2 * preprocessing.width, 2 * preprocessing.height))
-        return fit(ImageOps.exif_transpose(image), preprocessing, rng)
-    # PIL's decoders raise whatever their format's parser meets; a bomb's error is not an OSError.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            return fit(_upright(_open(data, preprocessing)), preprocessing, rng)
+    except DecodeError:
+        raise
+    # PIL's parsers raise whatever a damaged file makes them meet: struct.error, TypeError, a bomb's error.
+    except Exception as error:
         raise DecodeError(_reason(error, len(data))) from error
+
+
+def _open(data: bytes, preprocessing: Preprocessing) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise DecodeError(f"{image.width:,} x {image.height:,} pixels, more than {MAX_PIXELS:,}")
+    # The decoder may shrink a JPEG by 2, 4 or 8 while reading; it never goes below twice the size needed.
+    image.draft(None, (2 * preprocessing.width, 2 * preprocessing.height))
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turns the picture as its EXIF orientation says.
+
+    Not by `ImageOps.exif_transpose`: it also writes the EXIF data anew, and fails where any part of them is damaged.
+    """
+    turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def fit(image: Image.Image, preprocessing: Preprocessing, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -104,6 +131,6 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
 def _reason(error: Exception, length: int) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"not a JPEG, PNG or WebP image, {length:,} bytes"
-    if "truncated" in str(error):
+    if "truncated" in str(error).lower():
         return f"truncated after {length:,} bytes"
     return " ".join(str(error).split())[:120] or type(error).__name__

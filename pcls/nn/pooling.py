@@ -10,9 +10,10 @@ from jax import Array
 
 
 def max_pool_2x2(x: Array) -> Array:
-    """Maximum over blocks of 2 x 2; an odd last row or column is left out.
+    """Maximum over blocks of 2 x 2; an odd last row or column is left out. Of equal values the first gets the gradient.
 
-    By reshape, because `reduce_window`'s gradient (select-and-scatter) makes a small CNN's step 2.1x slower on CPU.
+    Not by `reduce_window`: its gradient (select-and-scatter) makes a small CNN's step twice as slow on CPU. Here the
+    forward pass keeps which of the four won, one byte each, and the gradient is one select.
 
     Args:
       x: [batch, height, width, channels].
@@ -20,9 +21,34 @@ def max_pool_2x2(x: Array) -> Array:
     Returns:
       [batch, height // 2, width // 2, channels].
     """
-    batch, height, width, channels = x.shape
-    even = x[:, : height // 2 * 2, : width // 2 * 2]
-    return even.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
+    return _pool_even(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+
+
+@jax.custom_vjp
+def _pool_even(x: Array) -> Array:
+    return functools.reduce(jnp.maximum, _corners(x))
+
+
+def _pool_even_forward(x: Array) -> tuple[Array, Array]:
+    top_left, top_right, bottom_left, bottom_right = _corners(x)
+    top, bottom = jnp.maximum(top_left, top_right), jnp.maximum(bottom_left, bottom_right)
+    right_of_top, right_of_bottom = (top_right > top_left), (bottom_right > bottom_left)
+    winner = jnp.where(bottom > top, right_of_bottom + jnp.uint8(2), right_of_top + jnp.uint8(0))
+    return jnp.maximum(top, bottom), winner
+
+
+def _pool_even_backward(winner: Array, grads: Array) -> tuple[Array]:
+    batch, height, width, channels = grads.shape
+    corner = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
+    spread = jnp.where(winner[:, :, None, :, None] == corner, grads[:, :, None, :, None], 0)
+    return (spread.reshape(batch, 2 * height, 2 * width, channels),)
+
+
+_pool_even.defvjp(_pool_even_forward, _pool_even_backward)
+
+
+def _corners(x: Array) -> tuple[Array, Array, Array, Array]:
+    return x[:, ::2, ::2], x[:, ::2, 1::2], x[:, 1::2, ::2], x[:, 1::2, 1::2]
 
 
 def max_pool_3x3_stride_2(x: Array) -> Array:

@@ -27,7 +27,7 @@ COLUMNS = (
 
 
 class MetricFiles:
-    """Appends rows to the run's metric files, each row flushed: a killed run keeps what it told.
+    """Appends rows to the run's metric files, each row flushed (TensorBoard's every second): a killed run keeps them.
 
     Args:
       folder: of the run.
@@ -54,7 +54,6 @@ class MetricFiles:
         for name, value in row.items():
             if name not in ("kind", "step") and isinstance(value, int | float):
                 writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
-        writer.flush()
 
     def close(self) -> None:
         """Closes the files."""
@@ -76,7 +75,14 @@ class MetricFiles:
         if self._tensorboard is None:
             from tensorboardX import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(self._tensorboard_folder), purge_step=self._start + 1)
+            # Its thread brings rows to the disk every second; its `flush` would make the loop wait for the disk instead,
+            # and not for the rows. The suffix: a resume within the second must not overwrite the file.
+            self._tensorboard = SummaryWriter(
+                str(self._tensorboard_folder),
+                purge_step=self._start + 1,
+                flush_secs=1,
+                filename_suffix=f".from{self._start}",
+            )
         return self._tensorboard
 
 

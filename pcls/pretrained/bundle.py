@@ -62,10 +62,10 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     """Writes a bundle beside `folder` and renames it into place, so that no half bundle is ever found there."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     tensors = {f"params/{path}": array for path, array in bundle.params.items()}
     tensors |= {f"stats/{path}": array for path, array in bundle.stats.items()}
     try:
+        temporary.mkdir(parents=True)
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary / WEIGHTS)
         facts = {
             "format": FORMAT,
@@ -76,6 +76,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
             "metrics": dict(bundle.metrics),
             "weights_sha256": _sha256(temporary / WEIGHTS),
         }
+        facts["facts_sha256"] = _facts_sha256(facts)
         (temporary / FACTS).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -97,6 +98,9 @@ def load_bundle(folder: Path) -> Bundle:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         if facts["format"] != FORMAT:
             raise UserError(f"{folder}: bundle format {facts['format']}; this version of pcls reads format {FORMAT}")
+        if facts["facts_sha256"] != _facts_sha256(facts):
+            # A changed mean or class name would load and predict wrongly without a word.
+            raise UserError(f"{folder / FACTS}: differs from its own digest; copy the bundle again")
         bundle = Bundle(
             model=str(facts["model"]),
             class_names=tuple(map(str, facts["class_names"])),
@@ -136,6 +140,11 @@ def _with_arrays(bundle: Bundle, path: Path) -> Bundle:
 
 def _shape(array: Any) -> str:
     return "absent" if array is None else f"{array.dtype}{list(array.shape)}"
+
+
+def _facts_sha256(facts: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in facts.items() if name != "facts_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

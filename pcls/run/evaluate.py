@@ -70,7 +70,7 @@ def evaluate_run(path: str | Path) -> Evaluation:
     setup = prepare(recipe, saved_preprocessing(folder))
     store = CheckpointStore(folder.checkpoints, keep=recipe.checkpoint.keep, warn=_warn, agree=agreed)
     try:
-        restored = store.restore(setup.state_shapes)
+        restored = store.restore(setup.state_shapes, rename=False)
     finally:
         store.close()
     if restored is None:

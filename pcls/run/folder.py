@@ -97,7 +97,10 @@ class RunFolder:
         Raises:
           UserError: another live process, or one of another host, holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run.dir {self.path}: cannot be written ({error.strerror})") from error
         lock = self.path / "lock"
         me = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
         while not _create(lock, me):

@@ -19,10 +19,12 @@ from pcls.run.folder import RunFolder
 
 
 def report_run(path: str | Path) -> Path:
-    """Writes a run's report.html; evaluates first where the run has not been evaluated.
+    """Writes a run's report.html and returns its path; UserError as `run_report` says."""
+    return write(run_report(path), RunFolder(path).report)
 
-    Returns:
-      The page's path.
+
+def run_report(path: str | Path) -> RunReport:
+    """What a run's report shows; evaluates first where the run has not been evaluated.
 
     Raises:
       UserError: no run here, or its data is gone.
@@ -36,16 +38,15 @@ def report_run(path: str | Path) -> Path:
         assert kept is not None
     evaluation, predictions = kept
     dataset = open_dataset(recipe.data, saved_preprocessing(folder))
-    status = folder.status()
-    report = RunReport(
+    status = {"status": "unfinished", "step": 0} | folder.status()
+    return RunReport(
         title=folder.path.resolve().name,
-        subtitle=f"{recipe.model.name} on {recipe.data.source}, {status.get('status')} at step {status.get('step'):,}",
+        subtitle=f"{recipe.model.name} on {recipe.data.source}, {status['status']} at step {status['step']:,}",
         evaluation=evaluation,
         history=read_metrics(folder.path),
         mistakes=mistakes(dataset, predictions),
         facts=facts(folder, recipe, dataset),
     )
-    return write(report, folder.report)
 
 
 def mistakes(dataset: Dataset, predictions: Predictions) -> list[Mistake]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -60,12 +60,13 @@ class Run:
     evaluation: Evaluation
 
 
-def train_recipe(recipe: Recipe, start: Start | None = None) -> Run:
+def train_recipe(recipe: Recipe, start: Start | None = None, *, stream: TextIO | None = None) -> Run:
     """Trains a recipe in a new run folder.
 
     Args:
       recipe: resolved.
       start: pretrained weights; None: from scratch.
+      stream: where progress is told; None: standard error.
 
     Raises:
       UserError: the folder holds a run already, or recipe, data, model and devices do not fit.
@@ -73,12 +74,7 @@ def train_recipe(recipe: Recipe, start: Start | None = None) -> Run:
       Diverged: no finite loss any more.
     """
     folder = RunFolder(recipe.run.dir)
-    if folder.exists():
-        status = folder.status().get("status", "unfinished")
-        raise UserError(
-            f"{folder.path}: holds a {status} run; go on with it by: pcls resume {folder.path}, "
-            "or name another folder: run.dir=FOLDER"
-        )
+    _refuse_used(folder)
     use_compile_cache()
     setup = prepare(recipe, start.preprocessing if start else None)
     weights = start.weights(setup.model, setup.dataset.class_names, recipe.train.seed) if start else None
@@ -86,9 +82,11 @@ def train_recipe(recipe: Recipe, start: Start | None = None) -> Run:
     barrier("folder is new")
     with folder.locked() if is_main() else nullcontext():
         if is_main():
+            # Another process may have been faster since the first look.
+            _refuse_used(folder)
             folder.create(recipe)
             folder.write_json(PREPROCESSING, setup.dataset.preprocessing.to_json())
-        return _train(setup, folder, weights, resume=False)
+        return _train(setup, folder, weights, Console(setup.plan.steps, stream))
 
 
 def resume_run(path: str | Path, overrides: Overrides = ()) -> Run:
@@ -107,23 +105,40 @@ def resume_run(path: str | Path, overrides: Overrides = ()) -> Run:
     use_compile_cache()
     setup = prepare(recipe, saved_preprocessing(folder))
     with folder.locked() if is_main() else nullcontext():
-        if is_main():
-            folder.create(recipe)
-        return _train(setup, folder, None, resume=True)
+        return _train(setup, folder, None, Console(setup.plan.steps), resume=True)
 
 
-def _train(setup: Setup, folder: RunFolder, weights: tuple[Arrays, Arrays] | None, *, resume: bool) -> Run:
-    console = Console(setup.plan.steps) if is_main() else None
+def _refuse_used(folder: RunFolder) -> None:
+    if folder.exists():
+        status = folder.status().get("status", "unfinished")
+        raise UserError(
+            f"{folder.path}: holds a {status} run; go on with it by: pcls resume {folder.path}, "
+            "or name another folder: run.dir=FOLDER"
+        )
+
+
+def _train(
+    setup: Setup,
+    folder: RunFolder,
+    weights: tuple[Arrays, Arrays] | None,
+    screen: Console,
+    *,
+    resume: bool = False,
+) -> Run:
+    console = screen if is_main() else None
     store = CheckpointStore(folder.checkpoints, keep=setup.recipe.checkpoint.keep, warn=_sayer(console), agree=agreed)
     try:
         restored = store.restore(setup.state_shapes) if resume else None
         state = restored[0] if restored else setup.initial_state(weights)
         first = int(state.step)
-        if first >= setup.plan.steps:
+        if first >= setup.plan.steps and folder.status().get("status") == "finished":
             raise UserError(
                 f"{folder.path}: is finished, {first:,} of {setup.plan.steps:,} steps; "
                 "to train longer, add for example train.duration='20 epochs'"
             )
+        if resume and is_main():
+            # Only now: changes that do not fit the checkpoint must not replace the recipe that it was made with.
+            folder.create(setup.recipe)
         if weights is not None:
             # A run cut off before its first checkpoint must not go on from random weights.
             store.save(0, state)
@@ -217,9 +232,9 @@ class _Session:
         )
 
     def _deliver(self, state: TrainState) -> Run:
-        """Writes the bundle and the last evaluation. The loop always evaluates after its last step."""
-        assert self._result is not None
-        evaluation, predictions = self._result
+        """Writes the bundle and the last evaluation."""
+        # The loop evaluates after its last step; there was none if a kill came between that and here.
+        evaluation, predictions = self._result or self._evaluator(*state.deliverable)
         whole = jax.jit(lambda arrays: arrays, out_shardings=replicated(self._setup.mesh))(state.deliverable)
         if self._console:
             params, stats = jax.device_get(whole)

@@ -14,8 +14,6 @@ from pcls.transfer.start import open_bundle, start_from
 BATCH_SIZE = 32
 # Few images need many epochs, many need few: whichever of the two is longer.
 MIN_STEPS, EPOCHS = 300, 10
-# The head is new and learns at the full rate; the body keeps what it knows by moving less.
-BODY_SCALE = 0.3
 
 
 def finetune(source: str | Path, data: str, overrides: Overrides = ()) -> Run:
@@ -36,7 +34,6 @@ def finetune_recipe(source: str | Path, data: str, overrides: Overrides = ()) ->
       UserError: the weights, the data or the overrides are at fault.
     """
     bundle = open_bundle(source)
-    body = [{"match": "^head/", "scale": 1.0}, {"match": ".", "scale": BODY_SCALE}]
     settings = {
         "run.dir": f"runs/{Path(source).name}-finetuned",
         "model.name": bundle.model,
@@ -44,9 +41,8 @@ def finetune_recipe(source: str | Path, data: str, overrides: Overrides = ()) ->
         "train.batch_size": BATCH_SIZE,
         "train.precision": bundle.precision,
         "optimizer.name": "adamw",
-        "optimizer.lr": 2e-3,
+        "optimizer.lr": 1e-3,
         "optimizer.weight_decay": 1e-4,
-        "optimizer.lr_scale": body,
     }
     recipe = with_overrides(with_overrides(Recipe(), settings | data_settings(data)), overrides)
     records = len(open_dataset(recipe.data, bundle.preprocessing).train)

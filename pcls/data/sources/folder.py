@@ -105,7 +105,9 @@ def _scan(root: Path) -> FolderSource:
 
 
 def _image_files(root: Path, name: str) -> Iterator[str]:
-    for folder, _, entries in os.walk(root / name):
+    for folder, folders, entries in os.walk(root / name):
+        # Hidden folders hold thumbnails and checkpoints of other programs.
+        folders[:] = [inner for inner in folders if not inner.startswith(".")]
         for entry in entries:
             if entry.lower().endswith(EXTENSIONS) and not entry.startswith("."):
                 yield str(Path(folder, entry).relative_to(root))

@@ -14,7 +14,9 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.source import CropRng, Records
 from pcls.errors import UserError
 
-EVALUATION_SPLITS = ("test", "validation")
+# Validation first, as in folders: a test split may be unlabelled (ImageNet's is), and serves better for the last word.
+EVALUATION_SPLITS = ("validation", "test")
+LABELS_AT_ONCE = 1024
 
 
 class TfdsSource:
@@ -27,16 +29,18 @@ class TfdsSource:
         self.class_names = tuple(builder.info.features["label"].names)
         # The stored bytes are decoded here, by the same rules as files in a folder.
         self._encoded = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-        self._labels_only = builder.as_data_source(split=split, decoders=tfds.decode.PartialDecoding({"label": True}))
 
     def __len__(self) -> int:
         return len(self._encoded)
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """[n] int32; reads every record once."""
-        examples = self._labels_only.__getitems__(list(range(len(self))))
-        return np.asarray([example["label"] for example in examples], np.int32)
+        """[n] int32; reads every record once, some at a time: the images come along, encoded."""
+        labels = np.empty(len(self), np.int32)
+        for start in range(0, len(self), LABELS_AT_ONCE):
+            records = range(start, min(start + LABELS_AT_ONCE, len(self)))
+            labels[records] = [example["label"] for example in self._encoded.__getitems__(list(records))]
+        return labels
 
     def name(self, record: int) -> str:
         """`<set> <split> #<record>`."""
@@ -101,13 +105,17 @@ def open_tfds(source: str, data_dir: str) -> tuple[TfdsSource, TfdsSource | None
         raise UserError(f"tfds:{name} has no split {split!r}; {known}")
     features = builder.info.features
     if "image" not in features or "label" not in features:
-        raise UserError(f"tfds:{name} has the features {', '.join(features)}; image and label are needed")
+        raise UserError(f"tfds:{name} has the features {', '.join(sorted(features))}; image and label are needed")
     if str(builder.info.file_format.value) != "array_record":
         raise UserError(
             f"tfds:{name} is stored as {builder.info.file_format.value}; prepare it with file_format=array_record"
         )
-    held_out = next((s for s in EVALUATION_SPLITS if s in splits and s != split), None)
-    return TfdsSource(builder, split), TfdsSource(builder, held_out) if held_out else None
+    held_out = next((s for s in EVALUATION_SPLITS if s in splits and s != split.partition("[")[0]), None)
+    try:
+        train = TfdsSource(builder, split)
+    except ValueError as error:
+        raise UserError(f"tfds:{name} has no split {split!r} ({_first_line(error)})") from error
+    return train, TfdsSource(builder, held_out) if held_out else None
 
 
 def _first_line(error: Exception) -> str:
