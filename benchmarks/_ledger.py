@@ -12,7 +12,9 @@ from pathlib import Path
 LEDGER = Path(__file__).parent / "LEDGER.md"
 
 
-def append(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, packages: Sequence[str], note: str) -> None:
+def append(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, packages: Sequence[str], note: str
+) -> None:
     """Prints a table and appends it to LEDGER.md.
 
     Args:
@@ -52,7 +54,11 @@ numbers do not travel.
 def machine() -> str:
     """Processor, usable cores, memory."""
     model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.machine(),
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

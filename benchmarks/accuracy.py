@@ -57,7 +57,12 @@ def main() -> None:
         seconds = (time.perf_counter() - start) / arguments.seeds
         deviation = np.std(scores, ddof=1) if len(scores) > 1 else float("nan")
         rows.append(
-            [name, f"{np.mean(scores):.2f} ± {deviation:.2f}", f"{min(scores):.2f} to {max(scores):.2f}", f"{seconds:.0f}"]
+            [
+                name,
+                f"{np.mean(scores):.2f} ± {deviation:.2f}",
+                f"{min(scores):.2f} to {max(scores):.2f}",
+                f"{seconds:.0f}",
+            ]
         )
     append(
         "Test accuracy of the small recipes",

@@ -2,7 +2,9 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,3 +30,60 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the original data files (../shared/data) are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, object]:
+    """Overrides of `digits_cnn` for runs of a second; tests that only change model or length share its compilation."""
+    return {
+        "data.image_size": 10,
+        "augment.shift": 1,
+        "train.duration": "12 steps",
+        "train.batch_size": 32,
+        "train.ema_decay": 0.9,
+        "evaluate.every": "6 steps",
+        "checkpoint.every": "4 steps",
+        "checkpoint.keep": 3,
+    }
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny, tmp_path_factory) -> Path:
+    """The folder of a finished run of `digits_cnn`, tiny. Read it; whoever changes it takes a copy."""
+    import pcls
+
+    return pcls.train("digits_cnn", tiny | {"run.dir": str(tmp_path_factory.mktemp("finished") / "run")}).path
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """A function that makes the next run in this process stop after a step, as if it had been asked to."""
+
+    def arrange(step: int) -> None:
+        monkeypatch.setattr("pcls.run.train.stop_requests", lambda say: nullcontext(lambda now: now == step))
+
+    return arrange
+
+
+@pytest.fixture(scope="session")
+def final_state():
+    """A function from a run's folder to every leaf of its newest checkpoint, by name."""
+    import jax
+
+    from pcls.checkpoint.store import CheckpointStore, named_leaves
+    from pcls.run.evaluate import saved_preprocessing
+    from pcls.run.folder import RunFolder
+    from pcls.run.setup import prepare
+
+    def read(path: Path) -> dict[str, Any]:
+        folder = RunFolder(path)
+        setup = prepare(folder.recipe(), saved_preprocessing(folder))
+        store = CheckpointStore(folder.checkpoints, keep=3, warn=pytest.fail, agree=int)
+        try:
+            restored = store.restore(setup.state_shapes, rename=False)
+        finally:
+            store.close()
+        assert restored is not None
+        return named_leaves(jax.device_get(restored[0]))
+
+    return read

@@ -6,6 +6,8 @@ its manifest, written last, agrees with its files. Nothing damaged is deleted: i
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,6 +42,7 @@ class CheckpointStore:
         self._agree = agree
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._half: list[Path] = []
 
     def save(self, step: int, tree: Any) -> None:
         """Starts saving; returns when the arrays are copied off the devices. A failed save surfaces here or in `wait`.
@@ -52,6 +55,9 @@ class CheckpointStore:
         shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
         with _disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK):
+                # Orbax would find out half-way, and leave a coroutine behind that never ran.
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             response = ocp.save_async(self.folder / str(step), leaves)
         self._pending = self._finisher.submit(self._finish, response, step, shapes)
 
@@ -68,6 +74,8 @@ class CheckpointStore:
             self.wait()
         finally:
             self._finisher.shutdown()
+            # Once more: other threads of a failed save may have written on.
+            self._discard_half_saves()
 
     def steps(self) -> list[int]:
         """Steps with a folder, ascending; valid or not."""
@@ -103,7 +111,8 @@ class CheckpointStore:
             response.result()
         except BaseException:
             # What a failed save leaves behind is no step, and fills the disk that may have been the reason.
-            shutil.rmtree(self.folder / f"{step}.orbax-checkpoint-tmp", ignore_errors=True)
+            self._half.append(self.folder / f"{step}.orbax-checkpoint-tmp")
+            self._discard_half_saves()
             raise
         if jax.process_index() != 0:
             return
@@ -114,6 +123,10 @@ class CheckpointStore:
             raise
         for old in self._valid_steps()[: -self._keep]:
             shutil.rmtree(self.folder / str(old))
+
+    def _discard_half_saves(self) -> None:
+        for folder in self._half:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _valid_steps(self) -> list[int]:
         return [step for step in self.steps() if _problem(self.folder / str(step), full=False) is None]

@@ -81,7 +81,7 @@ class DataSection(Section):
       split_seed: seed of the held-out share and of `per_class`; the run's seed leaves them alone.
       train_crop: how a training image of free size is cut: `random` (area and aspect, Inception's) or `center`.
       max_undecodable: share of training records that may fail to decode before the run stops.
-      workers: threads that read and decode.
+      workers: threads that read and decode; sets in memory need none.
     """
 
     source: Annotated[str, Field(min_length=1)] = "digits"
@@ -134,7 +134,7 @@ class TrainSection(Section):
     """
 
     duration: Length = Duration(10, "epochs")
-    batch_size: Annotated[int, Field(ge=1)] = 128
+    batch_size: Annotated[int, Field(ge=1, le=2**24)] = 128
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     label_smoothing: Fraction = 0.0
@@ -194,7 +194,7 @@ class EvaluateSection(Section):
     """
 
     every: Length = Duration(1, "epochs")
-    batch_size: Annotated[int, Field(ge=0)] = 0
+    batch_size: Annotated[int, Field(ge=0, le=2**24)] = 0
 
 
 class CheckpointSection(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -15,7 +16,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000
 
 # What undoes each EXIF orientation.
-UPRIGHT = {
+UPRIGHT: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -55,7 +56,7 @@ def decode(data: bytes, preprocessing: Preprocessing, rng: np.random.Generator |
         # its own limit; ours is the one that holds.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            return fit(_upright(_open(data, preprocessing)), preprocessing, rng)
+            return fit(_upright(_open(data)), preprocessing, rng)
     except DecodeError:
         raise
     # PIL's parsers raise whatever a damaged file makes them meet: struct.error, TypeError, a bomb's error.
@@ -63,12 +64,10 @@ def decode(data: bytes, preprocessing: Preprocessing, rng: np.random.Generator |
         raise DecodeError(_reason(error, len(data))) from error
 
 
-def _open(data: bytes, preprocessing: Preprocessing) -> Image.Image:
+def _open(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise DecodeError(f"{image.width:,} x {image.height:,} pixels, more than {MAX_PIXELS:,}")
-    # The decoder may shrink a JPEG by 2, 4 or 8 while reading; it never goes below twice the size needed.
-    image.draft(None, (2 * preprocessing.width, 2 * preprocessing.height))
     return image
 
 

@@ -57,7 +57,7 @@ def training_batches(
       seed: of order and crops.
       random_crop: cut files by random crops instead of the evaluation's.
       steps: the global steps wanted, from 0.
-      workers: threads.
+      workers: threads; 0: read when asked, which is faster where reading is a copy out of memory.
     """
 
     def batch(step: int) -> Batch:
@@ -97,7 +97,8 @@ def _read_ahead(batch: Callable[[int], Batch], indices: range, workers: int) -> 
         # Grain reads absl flags, which fail in a program that never parsed any.
         flags.FLAGS.mark_as_parsed()
     dataset = grain.MapDataset.range(indices.start, indices.stop).map(batch)
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(PREFETCHED_BATCHES, workers))
+    ahead = max(PREFETCHED_BATCHES, workers) if workers else 0
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
     batches = iter(dataset.to_iter_dataset(options))
     try:
         yield batches

@@ -98,6 +98,7 @@ class Classifier:
             return decode(Path(picture).read_bytes(), self.preprocessing)
         if (
             picture.dtype != np.uint8
+            or not picture.size
             or picture.ndim not in (2, 3)
             or (picture.ndim == 3 and picture.shape[2] not in (1, 3))
         ):

@@ -47,9 +47,11 @@ def make_evaluation_step(model: ModelDef, preprocessing: Preprocessing, precisio
         logits, _ = model.apply(params, stats, normalise(batch.image, preprocessing, dtype), train=False)
         log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
         own = jnp.take_along_axis(log_probabilities, batch.label[:, None], 1)
-        # Classes that score higher, and equal ones that come first: the rank that a stable sort would give.
+        # Classes that do not score lower, of equal ones those that come first: the rank that a stable sort would give.
+        # "Not lower" instead of "higher": against NaN both are false, and a model that answers NaN is never right.
         earlier = jnp.arange(logits.shape[-1]) < batch.label[:, None]
-        rank = jnp.sum((log_probabilities > own) | ((log_probabilities == own) & earlier), -1)
+        ahead = ~(log_probabilities <= own) | ((log_probabilities == own) & earlier)
+        rank = jnp.sum(ahead, -1)
         return {
             "loss": -jnp.sum(jnp.where(batch.weight > 0, own[:, 0], 0)),
             "top1": jnp.sum((rank < 1) * batch.weight),

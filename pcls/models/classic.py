@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pcls.nn.conv import ValidConv
-from pcls.nn.pooling import max_pool_2x2
+from pcls.nn.conv import ConvPool
 from pcls.nn.recurrent import Activation, simple_rnn_scan
 
 
@@ -18,17 +17,15 @@ class Cnn28(nnx.Module):
     """Two convolutions with pooling, a hidden layer, the head: 121,930 parameters for 28 x 28 x 1 and 10 classes."""
 
     def __init__(self, *, height: int, width: int, channels: int, classes: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.conv1 = ValidConv(channels, 32, 3, dtype=dtype, rngs=rngs)
-        self.conv2 = ValidConv(32, 64, 3, dtype=dtype, rngs=rngs)
+        self.conv1 = ConvPool(channels, 32, 3, dtype=dtype, rngs=rngs)
+        self.conv2 = ConvPool(32, 64, 3, dtype=dtype, rngs=rngs)
         positions = _after_convolutions(height) * _after_convolutions(width)
         self.dense = nnx.Linear(positions * 64, 64, dtype=dtype, rngs=rngs)
         self.head = nnx.Linear(64, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Array, *, train: bool) -> Array:
         """[batch, height, width, channels] to [batch, classes] logits."""
-        # ReLU after pooling gives the same numbers as before it, on a quarter of the positions.
-        x = nnx.relu(max_pool_2x2(self.conv1(_even(images))))
-        x = nnx.relu(max_pool_2x2(self.conv2(_even(x))))
+        x = self.conv2(self.conv1(images))
         x = nnx.relu(self.dense(x.reshape(x.shape[0], -1)))
         return self.head(x)
 
@@ -60,8 +57,10 @@ class Rnn28(nnx.Module):
 
     def __call__(self, images: Array, *, train: bool) -> Array:
         """[batch, height, width, channels] to [batch, classes] logits."""
-        rows = images.reshape(*images.shape[:2], -1).swapaxes(0, 1)
-        projected = self.inputs(rows)
+        batch, steps = images.shape[:2]
+        # One flat matmul: as a batch of matrices it makes the whole step 10 % longer on CPU. The batch stays the outer
+        # axis: rows of one device must stay together.
+        projected = self.inputs(images.reshape(batch * steps, -1)).reshape(batch, steps, -1).swapaxes(0, 1)
         last = simple_rnn_scan(projected, self.recurrent[...].astype(projected.dtype), self.activation)
         return self.head(last)
 
@@ -72,14 +71,6 @@ irnn28 = partial(Rnn28, "relu")
 
 def _identity(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
     return jnp.eye(*shape, dtype=dtype)
-
-
-def _even(x: Array) -> Array:
-    """Leaves out a last row or column that only an odd one of the convolution would see, which pooling leaves out.
-
-    At 28 x 28 that spares conv2 a sixth of its work.
-    """
-    return x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
 
 
 def _after_convolutions(size: int) -> int:

@@ -7,15 +7,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from pcls.nn.pooling import max_pool_2x2
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-class ValidConv(nnx.Module):
-    """A convolution without padding and stride, with a bias.
+class ConvPool(nnx.Module):
+    """A convolution without padding, 2 x 2 maximum pooling, bias, ReLU.
+
+    The maximum commutes with bias and ReLU, so both come after it, on a quarter of the positions.
 
     Args:
       inputs, outputs: channels.
-      size: of the square kernel.
+      size: of the square kernel, odd.
       dtype: of the computation; parameters are float32.
     """
 
@@ -26,10 +30,13 @@ class ValidConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Array) -> Array:
-        """[batch, height, width, inputs] to [batch, height - size + 1, width - size + 1, outputs]."""
+        """[batch, height, width, inputs] to [batch, (height - size + 1) // 2, (width - size + 1) // 2, outputs]."""
+        # A last odd row or column would be left out by the pooling: without it conv2 of cnn28 has a sixth less to do.
+        even = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2].astype(self.dtype)
         few_inputs_on_cpu = self.kernel.shape[2] <= 4 and jax.default_backend() == "cpu"
         convolve = _convolve_few_inputs if few_inputs_on_cpu else _convolve
-        return convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype)) + self.bias[...].astype(self.dtype)
+        pooled = max_pool_2x2(convolve(even, self.kernel[...].astype(self.dtype)))
+        return nnx.relu(pooled + self.bias[...].astype(self.dtype))
 
 
 def _convolve(x: Array, kernel: Array) -> Array:
@@ -38,7 +45,7 @@ def _convolve(x: Array, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def _convolve_few_inputs(x: Array, kernel: Array) -> Array:
-    """The same convolution, with the kernel's gradient as one matmul over patches: 1.6 to 2 times faster on CPU."""
+    """The same convolution; the kernel's gradient is one matmul over patches, 2 ms less in cnn28's step on CPU."""
     return _convolve(x, kernel)
 
 

@@ -75,8 +75,8 @@ class MetricFiles:
         if self._tensorboard is None:
             from tensorboardX import SummaryWriter
 
-            # Its thread brings rows to the disk every second; its `flush` would make the loop wait for the disk instead,
-            # and not for the rows. The suffix: a resume within the second must not overwrite the file.
+            # Its thread brings rows to the disk every second; its `flush` would make the loop wait for the disk
+            # instead, and not for the rows. The suffix: a resume within the second must not overwrite the file.
             self._tensorboard = SummaryWriter(
                 str(self._tensorboard_folder),
                 purge_step=self._start + 1,

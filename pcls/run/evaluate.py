@@ -20,7 +20,7 @@ from pcls.nn.module import Arrays
 from pcls.parallel.mesh import replicated
 from pcls.parallel.processes import agreed, is_main, place
 from pcls.run.folder import RunFolder
-from pcls.run.setup import Setup, prepare, use_compile_cache
+from pcls.run.setup import Setup, prepare, tune_process
 
 EVALUATION, PREDICTIONS, PREPROCESSING = "evaluation.json", "predictions.npz", "preprocessing.json"
 
@@ -52,7 +52,7 @@ class Evaluator:
             setup.dataset.preprocessing,
             batch_size=size,
             rows=setup.rows(size),
-            workers=setup.recipe.data.workers,
+            workers=setup.dataset.workers,
         ) as batches:
             for batch in batches:
                 yield self._step(params, stats, place(batch, setup.batch_sharding, size))
@@ -66,7 +66,7 @@ def evaluate_run(path: str | Path) -> Evaluation:
     """
     folder = RunFolder(path)
     recipe = folder.recipe()
-    use_compile_cache()
+    tune_process()
     setup = prepare(recipe, saved_preprocessing(folder))
     store = CheckpointStore(folder.checkpoints, keep=recipe.checkpoint.keep, warn=_warn, agree=agreed)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -104,6 +105,7 @@ class RunFolder:
         lock = self.path / "lock"
         me = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
         while not _create(lock, me):
+            found = _identity(lock)
             holder = _holder(lock)
             if holder is None and _age(lock) < UNWRITTEN_LOCK_SECONDS:
                 # Made a moment ago and not written yet.
@@ -114,7 +116,7 @@ class RunFolder:
                     f"{self.path}: process {holder['pid']} on {holder['host']} is writing this run; stop it first, "
                     f"or delete {lock} if you know that it is gone"
                 )
-            lock.unlink(missing_ok=True)
+            _remove(lock, found)
         try:
             yield
         finally:
@@ -135,6 +137,23 @@ def _create(lock: Path, text: str) -> bool:
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
     return True
+
+
+def _identity(lock: Path) -> tuple[int, int] | None:
+    try:
+        status = lock.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _remove(lock: Path, found: tuple[int, int] | None) -> None:
+    """Removes a stale lock, unless another process was faster: its new one must stay."""
+    with contextlib.suppress(FileNotFoundError), lock.open() as file:
+        # One at a time may compare and remove the same file.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if _identity(lock) == found:
+            lock.unlink()
 
 
 def _holder(lock: Path) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from pcls.parallel.processes import agreed, barrier, is_main, place
 from pcls.pretrained.bundle import Bundle, save_bundle
 from pcls.run.evaluate import PREPROCESSING, Evaluator, keep_evaluation, saved_preprocessing
 from pcls.run.folder import RunFolder, Status
-from pcls.run.setup import Setup, prepare, use_compile_cache
+from pcls.run.setup import Setup, prepare, tune_process
 from pcls.run.signals import stop_requests
 from pcls.training.loop import Meter, train_loop
 from pcls.training.state import TrainState
@@ -75,7 +75,7 @@ def train_recipe(recipe: Recipe, start: Start | None = None, *, stream: TextIO |
     """
     folder = RunFolder(recipe.run.dir)
     _refuse_used(folder)
-    use_compile_cache()
+    tune_process()
     setup = prepare(recipe, start.preprocessing if start else None)
     weights = start.weights(setup.model, setup.dataset.class_names, recipe.train.seed) if start else None
     # Every process has looked before process 0 makes the folder.
@@ -102,7 +102,7 @@ def resume_run(path: str | Path, overrides: Overrides = ()) -> Run:
     folder = RunFolder(path)
     recipe = with_overrides(folder.recipe(), overrides)
     recipe = with_overrides(recipe, {"run.dir": str(folder.path)})
-    use_compile_cache()
+    tune_process()
     setup = prepare(recipe, saved_preprocessing(folder))
     with folder.locked() if is_main() else nullcontext():
         return _train(setup, folder, None, Console(setup.plan.steps), resume=True)
@@ -228,7 +228,7 @@ class _Session:
             seed=recipe.train.seed,
             random_crop=recipe.data.train_crop == "random",
             steps=range(first, plan.steps),
-            workers=recipe.data.workers,
+            workers=dataset.workers,
         )
 
     def _deliver(self, state: TrainState) -> Run:

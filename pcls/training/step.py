@@ -77,9 +77,14 @@ def moving_average(state: TrainState, params: Arrays, stats: Arrays, decay: floa
 
 def compiled_train_step(step: TrainStep, state_shardings: Any, batch_shardings: Any, replicated: Any) -> TrainStep:
     """Compiles a training step for a mesh: state donated and staying where it is, metrics on every device."""
+    # jax 0.10 gives a CPU's convolutions without padding to YNN: a step of cnn28 takes 34 ms instead of 21. Naming the
+    # matrix products alone leaves them to Eigen, as jax 0.12 does by itself.
+    slow_convolutions = jax.default_backend() == "cpu" and jax.__version_info__ < (0, 11)
+    ynn = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
     return jax.jit(
         step,
         in_shardings=(state_shardings, batch_shardings),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
+        compiler_options=ynn if slow_convolutions else None,
     )

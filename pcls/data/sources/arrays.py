@@ -90,12 +90,13 @@ def open_digits() -> ArraySource:
     return ArraySource(images, digits.target, tuple(map(str, range(10))), "digits")
 
 
-def open_idx(folder: Path, split: str) -> ArraySource:
+def open_idx(folder: Path, split: str, known_classes: int = 0) -> ArraySource:
     """Reads one split of an MNIST-like folder.
 
     Args:
       folder: holds `<split>-images-idx3-ubyte` and `<split>-labels-idx1-ubyte`, gzipped or not.
       split: `train` or `t10k`.
+      known_classes: how many another split has; this one may lack the last of them.
 
     Raises:
       UserError: missing, cut short, wrong magic number, or counts that disagree.
@@ -107,7 +108,7 @@ def open_idx(folder: Path, split: str) -> ArraySource:
         raise UserError(f"{labels_path}: {len(labels):,} labels for {len(images):,} images in {images_path.name}")
     if not len(labels):
         raise UserError(f"{images_path}: holds no images")
-    names = tuple(map(str, range(int(labels.max()) + 1)))
+    names = tuple(map(str, range(max(known_classes, int(labels.max()) + 1))))
     return ArraySource(images[..., None], labels, names, f"{folder.name} {split}")
 
 

@@ -1,0 +1,102 @@
+"""Training step of cnn28 and rnn28 through the whole loop, beside PyTorch and Keras: `make bench`, or
+
+    python benchmarks/step.py [--pcls-python PYTHON ...]
+
+Every contender lives in a process of its own; they train in turn, a few steps a round, and only the ratios count.
+`--pcls-python` measures pcls under further interpreters (with other jax versions) in the same rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from _ledger import append
+from _step_worker import BATCH, CONTENDERS
+
+ROUNDS = 5
+STEPS = {"cnn28": 50, "rnn28": 300}
+GATES = {"cnn28": 1.0, "rnn28": 3.0}
+
+
+class Worker:
+    """A contender that waits for its turns."""
+
+    def __init__(self, python: str, contender: str, model: str):
+        program = str(Path(__file__).with_name("_step_worker.py"))
+        quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+        self.process = subprocess.Popen(
+            [python, program, contender, model],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=quiet,
+        )
+        if self.process.stdout.readline().strip() != "ready":
+            raise SystemExit(f"{contender} for {model} did not start under {python}")
+
+    def rate(self, steps: int) -> float:
+        """Images a second over so many steps."""
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return steps * BATCH / float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def jax_version(python: str) -> str:
+    """The jax that an interpreter has."""
+    program = "from importlib.metadata import version; print(version('jax'))"
+    return subprocess.run([python, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def measure(model: str, pythons: list[str]) -> list[list[str]]:
+    """Rows of contender, images/s, and ratio to the faster peer in the same round."""
+    ours = {f"pcls, jax {jax_version(python)}": Worker(python, "pcls", model) for python in pythons}
+    peers = {name: Worker(sys.executable, name, model) for name in CONTENDERS if name != "pcls"}
+    workers = ours | peers
+    rates: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(ROUNDS):
+        for name, worker in workers.items():
+            rates[name].append(worker.rate(STEPS[model]))
+    for worker in workers.values():
+        worker.close()
+    fastest = max(peers, key=lambda name: statistics.median(rates[name]))
+    rows = []
+    for name, values in rates.items():
+        ratios = [own / peer for own, peer in zip(values, rates[fastest], strict=True)]
+        rows.append(
+            [
+                f"{model}, {name}",
+                f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})",
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            ]
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pcls-python", nargs="*", default=[])
+    arguments = parser.parse_args()
+    rows = [row for model in STEPS for row in measure(model, [sys.executable, *arguments.pcls_python])]
+    append(
+        f"Whole-loop training rate, batch {BATCH}, float32, Adam",
+        ["model, contender", "images/s, median (range)", "ratio to the faster peer, median (range)"],
+        rows,
+        packages=["jax", "torch", "keras", "tensorflow-cpu"],
+        note=f"{ROUNDS} rounds of {STEPS} steps, contenders in turn, a process each. Ratios are taken round by round "
+        f"against the peer with the highest median. Gates: {GATES}.",
+    )
+
+
+if __name__ == "__main__":
+    main()

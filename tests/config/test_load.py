@@ -1,0 +1,437 @@
+"""Recipes from files and overrides: what they become, and the one line that says what is wrong with them."""
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pcls.config import (
+    Duration,
+    Recipe,
+    dump_recipe,
+    find_recipe,
+    flat_recipe,
+    load_recipe,
+    named_recipes,
+    with_overrides,
+)
+from pcls.errors import UserError
+
+# A fixture's folder may serve all examples: each writes its file anew.
+SHARED_FOLDER = [HealthCheck.function_scoped_fixture]
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Writes a text to mine.yaml and loads it from there."""
+    monkeypatch.chdir(tmp_path)
+
+    def from_text(text: str | bytes, overrides=()) -> Recipe:
+        Path("mine.yaml").write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+        return load_recipe("mine.yaml", overrides)
+
+    return from_text
+
+
+@pytest.fixture
+def complaint(load):
+    """The error of a recipe's text, checked to be one line."""
+
+    def of(text: str | bytes, overrides=()) -> str:
+        with pytest.raises(UserError) as raised:
+            load(text, overrides)
+        assert raised.value.exit_code == 2
+        assert len(str(raised.value).splitlines()) == 1
+        return str(raised.value)
+
+    return of
+
+
+# What is read
+
+
+def test_an_empty_file_is_the_default_recipe(load):
+    assert load("") == with_overrides(Recipe(), {"run.dir": "runs/mine"})
+    assert load("# nothing but a comment\n") == load("")
+
+
+def test_the_file_sets_what_it_names_and_nothing_else(load):
+    recipe = load("train: {batch_size: 64, duration: 600 steps}\noptimizer:\n  lr: 1.0e-2\n")
+    changed = {key: v for key, v in flat_recipe(recipe).items() if v != flat_recipe(Recipe())[key]}
+    assert changed == {
+        "run.dir": "runs/mine",
+        "train.batch_size": 64,
+        "train.duration": "600 steps",
+        "optimizer.lr": 0.01,
+    }
+
+
+def test_a_whole_number_serves_where_a_fraction_may_stand(load):
+    lr = load("optimizer: {lr: 1}").optimizer.lr
+    assert (lr, type(lr)) == (1.0, float)
+
+
+def test_overrides_win_over_the_file(load):
+    assert load("train: {batch_size: 64}", ["train.batch_size=32"]).train.batch_size == 32
+    assert load("train: {batch_size: 64}", {"train.batch_size": 16}).train.batch_size == 16
+
+
+def test_of_two_overrides_of_one_key_the_last_wins(load):
+    assert load("", ["train.seed=1", "train.seed=2"]).train.seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("optimizer.lr=1e-3", "optimizer.lr", 0.001),  # text to YAML 1.1
+        ("optimizer.lr=1e5", "optimizer.lr", 100000.0),
+        ("train.batch_size=64", "train.batch_size", 64),
+        ("augment.flip=true", "augment.flip", True),
+        ("data.classes=[5, 6]", "data.classes", [5, 6]),
+        ("train.duration=0.5 epochs", "train.duration", "0.5 epochs"),
+        ("run.dir=2024", "run.dir", "2024"),
+        ("run.dir=1e3", "run.dir", "1e3"),
+        ("run.dir=true", "run.dir", "true"),
+        ("run.dir=a=b", "run.dir", "a=b"),
+        ("run.dir=", "run.dir", ""),
+        ("data.path=C: [", "data.path", "C: ["),
+        ("data.source=tfds:mnist", "data.source", "tfds:mnist"),
+    ],
+)
+def test_an_override_has_the_type_of_its_key(load, override, key, value):
+    found = flat_recipe(load("", [override]))[key]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_overrides_from_python_may_be_objects(load):
+    recipe = load("", {"train.duration": Duration(3, "steps"), "run.dir": Path("a") / "b"})
+    assert (recipe.train.duration, recipe.run.dir) == (Duration(3, "steps"), "a/b")
+
+
+def test_ordered_rules_of_the_rate_are_read(load):
+    recipe = load("optimizer:\n  lr_scale:\n  - {match: ^head/, scale: 1}\n  - {match: ., scale: 0.1}\n")
+    assert [(rule.match, rule.scale) for rule in recipe.optimizer.lr_scale] == [("^head/", 1.0), (".", 0.1)]
+
+
+def test_the_run_folder_is_called_as_the_recipe_unless_it_says_otherwise(load):
+    assert load("").run.dir == "runs/mine"
+    assert load("run: {dir: here}").run.dir == "here"
+    assert load_recipe("digits_cnn").run.dir == "runs/digits_cnn"
+
+
+def test_named_recipes_are_found_from_any_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("digits_cnn").data.source == "digits"
+    assert find_recipe("digits_cnn") == named_recipes()["digits_cnn"]
+
+
+def test_a_file_goes_before_a_named_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("digits_cnn").write_text("train: {seed: 7}")
+    assert load_recipe("digits_cnn").train.seed == 7
+
+
+@pytest.mark.parametrize("section", [name for name in Recipe.model_fields])
+def test_a_recipe_cannot_be_changed(section):
+    recipe = Recipe()
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(recipe, section, None)
+    part = getattr(recipe, section)
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(part, next(iter(type(part).model_fields)), None)
+
+
+def test_with_overrides_leaves_the_recipe_and_validates_the_new_one():
+    recipe = Recipe()
+    assert with_overrides(recipe, ["train.seed=3"]).train.seed == 3
+    assert recipe.train.seed == 0
+    with pytest.raises(UserError, match=r"^override train\.seed: train\.seed is -1"):
+        with_overrides(recipe, ["train.seed=-1"])
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
+POSITIVE = st.floats(1e-300, 1e300)
+VALID = {
+    "run.dir": TEXTS,
+    "data.path": TEXTS,
+    "data.source": TEXTS.filter(bool),
+    "data.image_size": st.integers(0, 8192),
+    "data.channels": st.sampled_from([0, 1, 3]),
+    "data.classes": st.lists(st.integers(0, 10**6), max_size=5),
+    "data.validation": st.floats(0, 1, exclude_min=True, exclude_max=True),
+    "data.split_seed": st.integers(0, 2**32 - 1),
+    "data.max_undecodable": st.floats(0, 1),
+    "augment.flip": st.booleans(),
+    "model.init": TEXTS,
+    "train.duration": st.integers(0, 10**12).map("{} steps".format)
+    | st.floats(0, 1e12).map(lambda n: str(Duration(n, "epochs"))),
+    "train.batch_size": st.integers(1, 2**40),
+    "train.precision": st.sampled_from(["float32", "bfloat16"]),
+    "train.ema_decay": st.floats(0, 1, exclude_max=True),
+    "optimizer.lr": POSITIVE | st.integers(1, 1000),
+    "optimizer.clip_norm": POSITIVE,
+    "optimizer.lr_scale": st.lists(st.fixed_dictionaries({"match": TEXTS.filter(bool), "scale": POSITIVE}), max_size=3),
+    "mesh.data": st.sampled_from([-1, 1, 8]),
+}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=SHARED_FOLDER)
+@given(overrides=st.fixed_dictionaries({}, optional=VALID))
+def test_a_dumped_recipe_loads_as_the_same_recipe(load, overrides):
+    recipe = with_overrides(Recipe(), {"run.dir": "runs/mine", **overrides})
+    assert load(dump_recipe(recipe)) == recipe
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train:\n  batch_siz: 64\n", "mine.yaml:2: unknown key 'train.batch_siz'; the nearest is 'train.batch_size'"),
+        ("lr: 1.0\n", "mine.yaml:1: unknown key 'lr'; the nearest is 'optimizer.lr'"),
+        ("model: {}\ntrain: {lr: 1.0}\n", "mine.yaml:2: unknown key 'train.lr'; the nearest is 'optimizer.lr'"),
+        (
+            "train.batch_size: 64\n",
+            "mine.yaml:1: unknown key 'train.batch_size'; in a file write batch_size inside the section train",
+        ),
+        (
+            "optimizer:\n  lr: 1e-3\n",
+            'mine.yaml:2: optimizer.lr is "1e-3" (text); a finite number > 0 is needed: write 1.0e-3',
+        ),
+        (
+            "optimizer: {lr: 1e5}\n",
+            'mine.yaml:1: optimizer.lr is "1e5" (text); a finite number > 0 is needed: write 1.0e+5',
+        ),
+        (
+            "optimizer: {lr: '0.1'}\n",
+            'mine.yaml:1: optimizer.lr is "0.1" (text); a finite number > 0 is needed: write 0.1 without quotes',
+        ),
+        (
+            "train: {batch_size: '64'}\n",
+            'mine.yaml:1: train.batch_size is "64" (text); a whole number >= 1 is needed: write 64 without quotes',
+        ),
+        (
+            "train: {batch_size: '1.5'}\n",
+            'mine.yaml:1: train.batch_size is "1.5" (text); a whole number >= 1 is needed',
+        ),
+        (
+            "train: {batch_size: 64.0}\n",
+            "mine.yaml:1: train.batch_size is 64.0 (number); a whole number >= 1 is needed",
+        ),
+        (
+            "train: {batch_size: many}\n",
+            'mine.yaml:1: train.batch_size is "many" (text); a whole number >= 1 is needed',
+        ),
+        ("train: {batch_size: -1}\n", "mine.yaml:1: train.batch_size is -1 (number); a whole number >= 1 is needed"),
+        ("optimizer: {lr: .nan}\n", "mine.yaml:1: optimizer.lr is nan (number); a finite number > 0 is needed"),
+        ("optimizer: {lr: .inf}\n", "mine.yaml:1: optimizer.lr is inf (number); a finite number > 0 is needed"),
+        ("optimizer: {lr: -0.1}\n", "mine.yaml:1: optimizer.lr is -0.1 (number); a finite number > 0 is needed"),
+        ("optimizer: {lr: 0}\n", "mine.yaml:1: optimizer.lr is 0 (number); a finite number > 0 is needed"),
+        ("optimizer: {lr: true}\n", "mine.yaml:1: optimizer.lr is true (true or false); a finite number > 0 is needed"),
+        (
+            "train: {seed: true}\n",
+            "mine.yaml:1: train.seed is true (true or false); a whole number >= 0 and < 4294967296",
+        ),
+        ("optimizer: {lr:}\n", "mine.yaml:1: optimizer.lr is None (nothing); a finite number > 0 is needed"),
+        ("augment: {flip: 1}\n", "mine.yaml:1: augment.flip is 1 (number); true or false is needed"),
+        ("model: {name: [cnn28]}\n", "mine.yaml:1: model.name is ['cnn28'] (list); a text that is not empty is needed"),
+        ("model: {name: ''}\n", 'mine.yaml:1: model.name is "" (text); a text that is not empty is needed'),
+        ("run: {dir: 2024}\n", "mine.yaml:1: run.dir is 2024 (number); a text is needed"),
+        ("data: {classes: 5}\n", "mine.yaml:1: data.classes is 5 (number); a list is needed"),
+        ("train: {precision: fp16}\n", 'train.precision is "fp16" (text); one of float32, bfloat16 is needed'),
+        (
+            "train: {duration: 10}\n",
+            "train.duration is 10 (number); a duration such as '10 epochs' or '600 steps' is needed",
+        ),
+        (
+            "train: {duration: '10'}\n",
+            "train.duration is \"10\" (text); a duration such as '10 epochs' or '600 steps' is needed",
+        ),
+        ("mesh: 8\n", "mine.yaml:1: mesh is 8 (number); a section with the keys data, fsdp is needed"),
+        ("run:\n", "mine.yaml:1: run is None (nothing); a section with the keys dir is needed"),
+        (
+            "mesh: {data: 0}\n",
+            "mine.yaml:1: mesh.data is 0 (number); a number of devices >= 1 is needed, or -1 for all",
+        ),
+        (
+            "optimizer:\n  name: adam\n  weight_decay: 0.1\n",
+            "mine.yaml:3: optimizer.weight_decay has no effect with adam; write optimizer.name=adamw",
+        ),
+        (
+            "optimizer:\n  momentum: 0.5\n",
+            "mine.yaml:2: optimizer.momentum has an effect with optimizer.name=sgd only",
+        ),
+        (
+            "train:\n  seed: 1\n  seed: 2\n",
+            "mine.yaml:3: 'train.seed' is written twice, first at mine.yaml:2; keep one of them",
+        ),
+        ("model: {}\ndata: {}\nmodel: {}\n", "mine.yaml:3: 'model' is written twice, first at mine.yaml:1"),
+        ("- train\n", "mine.yaml:1: a recipe is a mapping of sections such as train, not a list"),
+        ("train\n", "mine.yaml:1: a recipe is a mapping of sections such as train, not a single value"),
+        ("train: {\n", "mine.yaml:2: not valid YAML: "),
+        ("train:\n\tseed: 1\n", "mine.yaml:2: not valid YAML: found character '\\t' that cannot start any token"),
+        ("a: 1\n---\nb: 2\n", "mine.yaml:2: not valid YAML: but found another document"),
+        ("train: {seed: \x07}\n", "mine.yaml: not valid YAML: unacceptable character #x0007"),
+        (b"train: \xff\n", "mine.yaml: is not UTF-8 text (byte 7): this is no recipe"),
+        (b"\x89PNG\r\n\x1a\n", "mine.yaml: is not UTF-8 text (byte 0): this is no recipe"),
+        ("#" * ((1 << 20) + 1), "mine.yaml: larger than 1,048,576 bytes: this is no recipe"),
+        ("{a: " * 5000, "mine.yaml: not valid YAML: maximum recursion depth exceeded"),
+        ("[" * 5000 + "]" * 5000, "mine.yaml: not valid YAML: maximum recursion depth exceeded"),
+        ("a: &a {b: *a}\n", "mine.yaml: more than 100,000 values: this is no recipe"),
+        ("optimizer: {lr: !!bool x}\n", "mine.yaml: not valid YAML: "),
+        ("optimizer: {lr: !!int ''}\n", "mine.yaml: not valid YAML: "),
+        ("optimizer: {lr: !!timestamp x}\n", "mine.yaml: not valid YAML: "),
+        ("train: {seed: 2024-99-99}\n", "mine.yaml: not valid YAML: month must be in 1..12"),
+        ("train: {seed: {2024-01-01: 1}}\n", "mine.yaml:1: train.seed is {datetime.date(2024, 1, 1): 1} (section); "),
+        (f"optimizer: {{lr: 1{'0' * 400}}}\n", "mine.yaml:1: optimizer.lr is 1000000000"),
+        (f"train: {{seed: 0x{'f' * 5000}}}\n", "mine.yaml:1: train.seed is an enormous number (number); "),
+    ],
+    ids=lambda value: repr(value[:30]),
+)
+def test_a_wrong_recipe_is_refused_in_one_line_that_says_where_and_what_is_allowed(complaint, text, message):
+    assert message in complaint(text)
+
+
+@pytest.mark.parametrize(
+    "tag", ["!!python/object/apply:os.system", "!!python/name:os.system", "!include", "!!python/none"]
+)
+def test_a_recipe_cannot_name_code(complaint, tag):
+    message = complaint(f"model: {{}}\nrun:\n  dir: {tag} ['touch pwned']\n")
+    assert message.startswith("mine.yaml:3: not valid YAML: could not determine a constructor for the tag ")
+    assert not Path("pwned").exists()
+
+
+def test_aliases_of_aliases_do_not_fill_the_memory(complaint):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    assert complaint("\n".join(lines)) == "mine.yaml: more than 100,000 values: this is no recipe"
+
+
+def test_an_unknown_key_is_told_before_what_follows_from_it(complaint):
+    assert "unknown key 'train.durration'" in complaint("train: {batch_size: 0, durration: 3}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.batch_size",
+            "override 'train.batch_size' has no '='; write key=value, for example train.batch_size=64",
+        ),
+        ("=64", "override '=64' has no '='; write key=value, for example train.batch_size=64"),
+        (
+            "optimiser.lr=1",
+            "override optimiser.lr: unknown key 'optimiser'; the nearest is 'optimizer.lr'",
+        ),
+        (
+            "train.batchsize=1",
+            "override train.batchsize: unknown key 'train.batchsize'; the nearest is 'train.batch_size'",
+        ),
+        (
+            "run.dir.x=1",
+            "override run.dir.x: dir is a value, not a section; unknown key 'run.dir.x'; the nearest is 'run.dir'",
+        ),
+        ("optimizer.lr=nan", "override optimizer.lr: optimizer.lr is nan (number); a finite number > 0 is needed"),
+        ("optimizer.lr=-1e-3", "override optimizer.lr: optimizer.lr is -0.001 (number); a finite number > 0 is needed"),
+        ("optimizer.lr=fast", 'override optimizer.lr: optimizer.lr is "fast" (text); a finite number > 0 is needed'),
+        ("optimizer.lr=[", "override optimizer.lr: '[' cannot be read as a YAML value"),
+        ("optimizer.lr=!!bool x", "override optimizer.lr: '!!bool x' cannot be read as a YAML value"),
+        ("optimizer.lr=!!python/name:os.system", "cannot be read as a YAML value"),
+        ("train=5", "override train: train is 5 (number); a section with the keys duration, batch_size, "),
+        (
+            "mesh.data=0",
+            "override mesh.data: mesh.data is 0 (number); a number of devices >= 1 is needed, or -1 for all",
+        ),
+    ],
+)
+def test_a_wrong_override_is_refused_in_one_line_that_names_it(complaint, override, message):
+    assert message in complaint("run: {dir: x}", [override])
+
+
+def test_an_override_that_breaks_a_rule_of_two_keys_is_named(complaint):
+    message = complaint("optimizer: {weight_decay: 0.1, name: adamw}", ["optimizer.name=adam"])
+    assert message == "mine.yaml:1: optimizer.weight_decay has no effect with adam; write optimizer.name=adamw"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digits_cn", "recipe 'digits_cn' is neither a file nor a known name; the nearest is 'digits_cnn'"),
+        (
+            "configs/mnist_rn.yaml",
+            "recipe 'configs/mnist_rn.yaml' is neither a file nor a known name; the nearest is 'mn",
+        ),
+        ("zzzzzz", "recipe 'zzzzzz' is neither a file nor a known name; known: "),
+        ("", "recipe '' is neither a file nor a known name; known: "),
+        ("a\0b", "recipe 'a\\x00b' is neither a file nor a known name"),
+    ],
+)
+def test_an_unknown_recipe_is_refused_with_the_nearest_name(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as raised:
+        load_recipe(name)
+    assert message in str(raised.value)
+
+
+def test_a_name_longer_than_any_file_is_an_unknown_recipe():
+    with pytest.raises(UserError, match="recipe 'aaa"):
+        load_recipe("a" * 5000)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=SHARED_FOLDER)
+@given(number=st.floats(1e-300, 1e300) | st.integers(1, 10**9), form=st.sampled_from(["{}", "{:e}", "{:g}", "'{}'"]))
+def test_following_the_suggestion_for_a_number_helps(load, number, form):
+    text = form.format(number)
+    try:
+        assert math.isfinite(load(f"optimizer: {{lr: {text}}}").optimizer.lr)
+    except UserError as error:
+        suggestion = str(error).partition(": write ")[2].removesuffix(" without quotes")
+        assert load(f"optimizer: {{lr: {suggestion}}}").optimizer.lr == float(text.strip("'"))
+
+
+# Anything at all in a file
+
+PLAIN = ["1", "-1", "0.5", "1e-3", ".nan", "true", "null", "~", "''", "10 epochs", "2024-01-01", "12:30:45", "0x1f"]
+ODD = ["!!bool x", "!!binary x", "!!set {a}", "!!str 5", "&a 1", "*a", "? [1]", "<<", "\\ud800", '"\\ud800"', '"a\\nb"']
+SCALARS = st.sampled_from(PLAIN + ODD)
+KEYS = st.sampled_from([key for name in flat_recipe(Recipe()) for key in (name, *name.split("."))]) | SCALARS
+YAML_TREES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+        | st.lists(st.tuples(KEYS, inner), max_size=3).map(lambda kv: "{" + ", ".join(f"{k}: {v}" for k, v in kv) + "}")
+    ),
+    max_leaves=8,
+)
+
+
+def mapping_lines(pairs: list[tuple[str, str]]) -> str:
+    return "".join(f"{key}: {value}\n" for key, value in pairs)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=SHARED_FOLDER)
+@given(text=st.text(max_size=80) | st.binary(max_size=80) | st.lists(st.tuples(KEYS, YAML_TREES)).map(mapping_lines))
+def test_any_file_is_a_recipe_or_a_one_line_error(load, text):
+    try:
+        recipe = load(text)
+    except UserError as error:
+        message = str(error)
+        assert message.startswith("mine.yaml")
+        assert len(message.splitlines()) == 1
+        message.encode()  # a terminal can show it
+    else:
+        assert yaml.safe_load(dump_recipe(recipe)) == recipe.model_dump(mode="json")
+
+
+@settings(max_examples=200, deadline=None)
+@given(overrides=st.lists(st.text(max_size=30) | st.tuples(KEYS, YAML_TREES).map("=".join), max_size=3))
+def test_any_overrides_give_a_recipe_or_a_one_line_error(overrides):
+    try:
+        with_overrides(Recipe(), overrides)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1

@@ -1,0 +1,213 @@
+"""A recipe's data section, opened: who is trained on, who is evaluated on, and whose statistics count."""
+
+import numpy as np
+import pytest
+
+from pcls.config.schema import DataSection
+from pcls.data.dataset import data_settings, open_dataset
+from pcls.data.preprocessing import IMAGENET_MEAN, Preprocessing
+from pcls.errors import UserError
+
+DIGIT_COUNTS = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+RAMP = np.arange(40)[:, None, None] + np.zeros((40, 3, 4), int)  # image n is n everywhere
+LABELS = np.arange(40) % 4
+
+
+def complaint(**section) -> str:
+    with pytest.raises(UserError) as raised:
+        open_dataset(DataSection(**section))
+    assert len(str(raised.value).splitlines()) == 1
+    return str(raised.value)
+
+
+def names(source) -> list[str]:
+    return [source.name(record) for record in range(len(source))]
+
+
+@pytest.fixture
+def ramp(write_idx):
+    """An idx folder of 40 training and 8 evaluation images, of 4 classes."""
+    write_idx(RAMP, LABELS)
+    return str(write_idx(RAMP[:8] + 100, LABELS[:8], split="t10k"))
+
+
+# The split
+
+
+def test_a_set_without_an_evaluation_part_is_split_by_class():
+    dataset = open_dataset(DataSection())
+    assert not set(names(dataset.train)) & set(names(dataset.evaluation))
+    assert len(dataset.train) + len(dataset.evaluation) == 1797
+    assert np.bincount(dataset.evaluation.labels).tolist() == [round(n * 0.2) for n in DIGIT_COUNTS]
+
+
+def test_few_labels_leave_all_the_rest_to_be_evaluated_on():
+    dataset = open_dataset(DataSection(per_class=5, classes=(5, 6, 7, 8, 9)))
+    assert np.bincount(dataset.train.labels).tolist() == [5] * 5
+    assert len(dataset.evaluation) == sum(DIGIT_COUNTS[5:]) - 25
+    assert not set(names(dataset.train)) & set(names(dataset.evaluation))
+    assert dataset.class_names == ("5", "6", "7", "8", "9")
+
+
+def test_the_split_seed_decides_the_split():
+    some, same, other = (open_dataset(DataSection(per_class=5, split_seed=seed)) for seed in (1, 1, 2))
+    assert names(some.train) == names(same.train)
+    assert names(some.train) != names(other.train)
+
+
+def test_a_set_with_an_evaluation_part_keeps_it(ramp):
+    dataset = open_dataset(DataSection(source="idx", path=ramp))
+    assert (len(dataset.train), len(dataset.evaluation)) == (40, 8)
+
+
+def test_few_labels_of_a_set_with_an_evaluation_part_leave_that_part_whole(ramp):
+    dataset = open_dataset(DataSection(source="idx", path=ramp, per_class=2, classes=(3, 1)))
+    assert np.bincount(dataset.train.labels).tolist() == [2, 2]
+    assert len(dataset.evaluation) == 4
+    assert dataset.class_names == ("3", "1")
+    pixels = dataset.evaluation.read(np.arange(4), dataset.preprocessing, None).images[:, 0, 0, 0]
+    assert pixels.tolist() == [101, 103, 105, 107]
+    assert dataset.evaluation.labels.tolist() == [1, 0, 1, 0]
+
+
+def test_a_folder_is_split_by_class(write_images):
+    files = {f"{name}/{number}.png": number for name in ("cat", "dog") for number in range(10)}
+    dataset = open_dataset(DataSection(source="folder", path=str(write_images(files)), validation=0.3))
+    assert np.bincount(dataset.train.labels).tolist() == [7, 7]
+    assert np.bincount(dataset.evaluation.labels).tolist() == [3, 3]
+
+
+def test_a_folder_with_parts_keeps_them(write_images):
+    files = {f"{part}/{name}/1.png": 1 for part in ("train", "val") for name in ("cat", "dog")}
+    dataset = open_dataset(DataSection(source="folder", path=str(write_images(files))))
+    assert (len(dataset.train), len(dataset.evaluation)) == (2, 2)
+
+
+# Preprocessing
+
+
+def test_statistics_are_those_of_the_training_part_alone(ramp):
+    (mean,), (std,) = (
+        getattr(open_dataset(DataSection(source="idx", path=ramp)).preprocessing, f) for f in ("mean", "std")
+    )
+    assert mean == pytest.approx(np.arange(40).mean() / 255)
+    assert std == pytest.approx(np.arange(40).std() / 255)
+
+
+def test_statistics_of_few_labels_are_those_of_the_few():
+    dataset = open_dataset(DataSection(per_class=2))
+    pixels = dataset.train.read(np.arange(20), dataset.preprocessing, None).images / 255
+    assert dataset.preprocessing.mean == (pytest.approx(pixels.mean()),)
+    assert dataset.preprocessing.std == (pytest.approx(pixels.std()),)
+
+
+def test_mnist_has_the_statistics_of_every_tutorial(shared_data):
+    dataset = open_dataset(DataSection(source="idx", path=str(shared_data / "mnist")))
+    assert (len(dataset.train), len(dataset.evaluation)) == (60000, 10000)
+    assert [round(dataset.preprocessing.mean[0], 4), round(dataset.preprocessing.std[0], 4)] == [0.1307, 0.3081]
+
+
+def test_arrays_keep_their_size_unless_the_recipe_says_one():
+    assert open_dataset(DataSection()).preprocessing.height == 8
+    dataset = open_dataset(DataSection(image_size=28, channels=3))
+    images = dataset.train.read(np.arange(3), dataset.preprocessing, None).images
+    assert images.shape == (3, 28, 28, 3)
+    assert dataset.preprocessing.crop_pct == 1.0
+    assert len(dataset.preprocessing.mean) == 3
+
+
+def test_an_oblong_array_stays_oblong(ramp):
+    preprocessing = open_dataset(DataSection(source="idx", path=ramp)).preprocessing
+    assert (preprocessing.height, preprocessing.width, preprocessing.channels) == (3, 4, 1)
+
+
+def test_files_have_imagenet_statistics_and_224_pixels_unless_the_recipe_says_others(write_images):
+    root = str(write_images({"a/1.png": 1, "a/2.png": 1, "b/1.png": 1, "b/2.png": 1}))
+    assert open_dataset(DataSection(source="folder", path=root, validation=0.5)).preprocessing == Preprocessing(
+        224, 224, 3, IMAGENET_MEAN, (0.229, 0.224, 0.225), 0.875
+    )
+    small = open_dataset(DataSection(source="folder", path=root, validation=0.5, image_size=64, channels=1))
+    assert (small.preprocessing.height, small.preprocessing.channels, len(small.preprocessing.mean)) == (64, 1, 1)
+
+
+def test_the_preprocessing_of_pretrained_weights_holds():
+    given = Preprocessing(16, 12, 3, (0.5,) * 3, (0.25,) * 3)
+    dataset = open_dataset(DataSection(image_size=28), given)
+    assert dataset.preprocessing == given
+    assert dataset.train.read(np.arange(2), given, None).images.shape == (2, 16, 12, 3)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"source": "cifar"}, "data.source is 'cifar'; allowed: digits, idx, folder, tfds:NAME[:split]"),
+        ({"path": "x"}, "data.path is 'x', and digits come with the package: leave it empty"),
+        ({"source": "idx"}, "data.path is empty; the source idx needs a folder: add data.path=FOLDER"),
+        ({"source": "folder", "path": "no/such"}, "data.path no/such: there is no such folder"),
+        ({"classes": (1, 10)}, "data.classes names class 10; digits has 0 to 9"),
+        ({"classes": (1, 2, 1)}, "data.classes names a class twice: 1, 2, 1"),
+        ({"classes": (3,)}, "digits: only one class; a classifier needs two or more"),
+        ({"per_class": 1000}, "digits : too few images to hold any out for evaluation; add images"),
+    ],
+)
+def test_a_wrong_data_section_is_refused(section, message):
+    assert complaint(**section) == message
+
+
+def test_a_class_between_the_labels_without_records_is_refused(write_idx):
+    write_idx(RAMP[:6], [0, 1, 3, 0, 1, 3])
+    path = str(write_idx(RAMP[:2], [0, 1], split="t10k"))
+    assert complaint(source="idx", path=path) == "class '2' has no training records; check the labels"
+    # Naming the classes that are there is the way round it.
+    assert open_dataset(DataSection(source="idx", path=path, classes=(0, 1, 3))).class_names == ("0", "1", "3")
+
+
+def test_an_evaluation_part_may_lack_the_last_class(write_idx):
+    write_idx(RAMP[:6], [0, 1, 2, 0, 1, 2])
+    path = str(write_idx(RAMP[:2], [0, 1], split="t10k"))
+    for section in ({}, {"classes": (2, 0)}, {"per_class": 1}):
+        dataset = open_dataset(DataSection(source="idx", path=path, **section))
+        assert dataset.evaluation.class_names == dataset.train.class_names
+
+
+def test_evaluation_labels_outside_the_classes_are_refused(write_idx):
+    write_idx(RAMP[:4], [0, 1, 0, 1])
+    path = str(write_idx(RAMP[:2], [1, 2], split="t10k"))
+    assert (
+        complaint(source="idx", path=path) == "the evaluation labels run to class '2', which no training record carries"
+    )
+
+
+def test_a_set_of_one_class_is_refused(write_idx):
+    write_idx(RAMP[:4], [0, 0, 0, 0])
+    path = str(write_idx(RAMP[:2], [0, 0], split="t10k"))
+    assert complaint(source="idx", path=path) == "idx: only one class; a classifier needs two or more"
+
+
+def test_one_image_a_class_leaves_none_to_evaluate(write_images):
+    root = str(write_images({"a/1.png": 1, "b/1.png": 2}))
+    assert complaint(source="folder", path=root).endswith("too few images to hold any out for evaluation; add images")
+
+
+# Data in one word
+
+
+def test_one_word_names_data(write_idx, tmp_path):
+    (tmp_path / "photos").mkdir()
+    idx = str(write_idx(RAMP, LABELS, gz=True))
+    assert data_settings("digits") == {"data.source": "digits", "data.path": ""}
+    assert data_settings("tfds:mnist:train") == {"data.source": "tfds:mnist:train", "data.path": ""}
+    assert data_settings("idx:some/where") == {"data.source": "idx", "data.path": "some/where"}
+    assert data_settings("folder:C:/x") == {"data.source": "folder", "data.path": "C:/x"}
+    assert data_settings(idx) == {"data.source": "idx", "data.path": idx}
+    photos = str(tmp_path / "photos")
+    assert data_settings(photos) == {"data.source": "folder", "data.path": photos}
+
+
+@pytest.mark.parametrize("word", ["no/such/folder", "idx:", "cifar:x"])
+def test_a_word_that_names_no_data_is_refused(word):
+    with pytest.raises(UserError, match="there is no such folder; a folder or one of digits, idx, folder, tfds:NAME"):
+        data_settings(word)

@@ -1,0 +1,276 @@
+"""Image files to pixels: every form that people have, and every damage, each with its pixels or its reason."""
+
+import io
+import math
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pcls.data.decode import DecodeError, center_box, decode, random_box
+from pcls.data.preprocessing import Preprocessing
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+
+
+def target(height: int, width: int, channels: int = 3, crop_pct: float = 1.0) -> Preprocessing:
+    return Preprocessing(height, width, channels, (0.0,) * channels, (1.0,) * channels, crop_pct)
+
+
+def encoded(image: Image.Image | np.ndarray, form: str = "PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def one_pixel(mode: str, value, **options) -> np.ndarray:
+    """A picture of one colour in a mode, as RGB."""
+    image = decode(encoded(Image.new(mode, (3, 2), value), **options), target(2, 3))
+    assert (image == image[0, 0]).all()
+    return image[0, 0].tolist()
+
+
+def png(width: int, height: int, body: bytes = b"") -> bytes:
+    """A PNG file whose header says any size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+def reason(data: bytes) -> str:
+    with pytest.raises(DecodeError) as raised:
+        decode(data, target(4, 6))
+    assert len(str(raised.value).splitlines()) == 1
+    return str(raised.value)
+
+
+# Forms
+
+
+@pytest.mark.parametrize(("form", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_a_lossless_image_of_the_target_size_comes_out_as_it_is(form, options):
+    assert np.array_equal(decode(encoded(PHOTO, form, **options), target(4, 6)), PHOTO)
+
+
+def test_a_jpeg_of_the_target_size_comes_out_as_its_decoder_gives_it():
+    data = encoded(PHOTO, "JPEG", quality=95)
+    assert np.array_equal(decode(data, target(4, 6)), np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_a_large_jpeg_shrunk_while_decoding_shows_the_same_picture():
+    rows, columns = np.mgrid[:600, :800]
+    picture = np.stack([rows * 255 // 600, columns * 255 // 800, np.full_like(rows, 128)], -1).astype(np.uint8)
+    fine = Image.fromarray(picture).resize((40, 30), Image.Resampling.BILINEAR)
+    found = decode(encoded(picture, "JPEG", quality=95), target(30, 40))
+    assert np.abs(found.astype(int) - np.asarray(fine)).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "pixel"),
+    [
+        ("1", 1, [255, 255, 255]),
+        ("1", 0, [0, 0, 0]),
+        ("L", 77, [77, 77, 77]),
+        ("LA", (77, 255), [77, 77, 77]),
+        ("LA", (77, 0), [255, 255, 255]),  # what is transparent shows white
+        ("RGB", (1, 2, 3), [1, 2, 3]),
+        ("RGBA", (1, 2, 3, 255), [1, 2, 3]),
+        ("RGBA", (0, 0, 0, 0), [255, 255, 255]),
+        ("RGBA", (200, 100, 0, 128), [227, 177, 127]),
+        ("I;16", 0x1234, [0x12, 0x12, 0x12]),  # the high byte; Pillow alone would clip at 255
+        ("I;16", 255, [0, 0, 0]),
+        ("I;16", 0xFFFF, [255, 255, 255]),
+    ],
+)
+def test_every_mode_of_png_becomes_rgb(mode, value, pixel):
+    assert one_pixel(mode, value) == pytest.approx(pixel, abs=1)
+
+
+def test_a_palette_becomes_rgb_and_its_transparent_entry_white():
+    image = Image.new("P", (3, 2), 1)
+    image.putpalette([9, 9, 9, 10, 20, 30])
+    assert decode(encoded(image), target(2, 3))[0, 0].tolist() == [10, 20, 30]
+    assert decode(encoded(image, transparency=1), target(2, 3))[0, 0].tolist() == [255, 255, 255]
+
+
+def test_a_transparent_colour_of_rgb_becomes_white():
+    assert one_pixel("RGB", (5, 6, 7), transparency=(5, 6, 7)) == [255, 255, 255]
+
+
+def test_cmyk_becomes_rgb():
+    data = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
+    assert decode(data, target(8, 8))[4, 4].tolist() == pytest.approx([255, 0, 0], abs=3)
+
+
+def test_colour_becomes_grey_by_luma_where_one_channel_is_wanted():
+    grey = decode(encoded(PHOTO), target(4, 6, channels=1))
+    assert grey.shape == (4, 6, 1)
+    np.testing.assert_allclose(grey[..., 0], PHOTO @ [0.299, 0.587, 0.114], atol=1)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, np.fliplr),
+        (3, lambda a: np.rot90(a, 2)),
+        (4, np.flipud),
+        (5, lambda a: a.swapaxes(0, 1)),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: np.rot90(a, 2).swapaxes(0, 1)),
+        (8, lambda a: np.rot90(a, 1)),
+    ],
+)
+@pytest.mark.parametrize(("form", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("JPEG", {"quality": 95})])
+def test_a_turned_camera_gives_an_upright_picture(form, options, orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(PHOTO, form, exif=exif, **options)
+    expected = upright(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert np.array_equal(decode(data, target(*expected.shape[:2])), expected)
+
+
+@pytest.mark.parametrize(("place", "value"), [(17, 0), (17, 26), (17, 84), (19, 4), (13, 1), (10, 1)])
+def test_damaged_exif_data_spoil_no_pixel(place, value):
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    data = bytearray(encoded(PHOTO, "JPEG", exif=exif, quality=95))
+    data[data.index(b"Exif") + place] = value
+    assert np.array_equal(decode(bytes(data), target(4, 6)), decode(encoded(PHOTO, "JPEG", quality=95), target(4, 6)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 8000), (8000, 1)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+def test_extreme_shapes_decode(size, crop_pct):
+    data = encoded(Image.new("RGB", size, (10, 20, 30)))
+    for rng in (None, np.random.default_rng(0)):
+        image = decode(data, target(8, 8, crop_pct=crop_pct), rng)
+        assert (image == np.array([10, 20, 30])).all()
+
+
+# Damage
+
+
+def test_an_empty_file_is_refused():
+    assert reason(b"") == "the file is empty"
+
+
+def test_a_web_page_with_a_picture_s_name_is_refused():
+    page = b"<!DOCTYPE html><html><body>404</body></html>"
+    assert reason(page) == "not a JPEG, PNG or WebP image, 44 bytes"
+
+
+def test_a_format_outside_the_list_is_refused():
+    assert reason(encoded(PHOTO, "GIF")).startswith("not a JPEG, PNG or WebP image")
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_half_a_picture_is_refused(form):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    data = encoded(noise, form)
+    assert reason(data[: len(data) // 2]) == f"truncated after {len(data) // 2:,} bytes"
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_the_first_bytes_of_a_picture_are_refused(form):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for length in (1, 12, 30, 200):
+        assert reason(encoded(noise, form)[:length])
+
+
+def test_a_header_that_claims_billions_of_pixels_is_refused():
+    assert "3600000000 pixels" in reason(png(60_000, 60_000))
+    assert reason(png(10_000, 10_001)) == "10,000 x 10,001 pixels, more than 100,000,000"
+    assert reason(png(0, 5))
+
+
+def test_a_header_without_its_pixels_is_refused():
+    # Larger than Pillow warns about and within our limit: no warning, but the truth.
+    assert reason(png(9_500, 9_500)).startswith("truncated")
+    assert reason(png(6, 4)).startswith("truncated")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    form=st.sampled_from(["JPEG", "PNG", "WEBP", "EXIF"]),
+    cut=st.integers(0, 2000),
+    changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=5),
+)
+def test_a_damaged_file_gives_pixels_or_a_reason(form, cut, changes):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "a description"
+    data = bytearray(
+        encoded(PHOTO, *(["JPEG"] if form == "EXIF" else [form]), **({"exif": exif} if form == "EXIF" else {}))
+    )
+    for place, value in changes:
+        data[place % len(data)] = value
+    if cut < 1000:
+        data = data[: max(1, cut % len(data))]
+    try:
+        assert decode(bytes(data), target(4, 6)).shape == (4, 6, 3)
+    except DecodeError as error:
+        assert str(error)
+        assert len(str(error).splitlines()) == 1
+
+
+# Boxes
+
+SIZES = st.integers(1, 20_000)
+
+
+def assert_inside(box, width, height):
+    left, top, right, bottom = box
+    assert -1e-6 * width <= left < right <= width * (1 + 1e-6)
+    assert -1e-6 * height <= top < bottom <= height * (1 + 1e-6)
+
+
+@given(SIZES, SIZES, st.integers(1, 512), st.integers(1, 512), st.floats(0.1, 1))
+def test_the_evaluation_crop_is_centred_inside_the_picture_in_the_target_s_aspect(width, height, w, h, crop_pct):
+    box = left, top, right, bottom = center_box((width, height), target(h, w, crop_pct=crop_pct))
+    assert_inside(box, width, height)
+    assert (right - left) / (bottom - top) == pytest.approx(w / h)
+    assert left == pytest.approx(width - right, abs=1e-6 * width)
+    assert top == pytest.approx(height - bottom, abs=1e-6 * height)
+    assert max((right - left) / width, (bottom - top) / height) == pytest.approx(crop_pct)
+
+
+@given(SIZES, SIZES, st.integers(0, 2**32 - 1))
+def test_a_random_crop_is_inside_the_picture(width, height, seed):
+    box = left, top, right, bottom = random_box(width, height, np.random.default_rng(seed))
+    assert_inside(box, width, height)
+    assert (right - left) * (bottom - top) <= width * height * (1 + 1e-9)
+    assert 3 / 4 - 1e-6 <= (right - left) / (bottom - top) <= 4 / 3 + 1e-6
+
+
+def test_random_crops_spread_over_area_aspect_and_place():
+    rng = np.random.default_rng(0)
+    boxes = np.array([random_box(400, 300, rng) for _ in range(2000)])
+    widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    areas = widths * heights / (400 * 300)
+    assert 0.08 <= areas.min() < 0.1
+    assert 0.95 < areas.max() <= 1
+    assert np.log(widths / heights).min() < math.log(3 / 4) + 0.02
+    assert np.log(widths / heights).max() > math.log(4 / 3) - 0.02
+    assert abs((boxes[:, 0] + boxes[:, 2]).mean() / 2 - 200) < 5
+    assert abs((boxes[:, 1] + boxes[:, 3]).mean() / 2 - 150) < 5
+
+
+def test_the_evaluation_crop_of_the_target_size_is_the_identity():
+    assert center_box((6, 4), target(4, 6)) == (0, 0, 6, 4)
+
+
+def test_the_evaluation_crop_is_exact_and_a_random_crop_follows_its_generator():
+    data = encoded(np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8))
+    size = target(16, 16, crop_pct=0.875)
+    assert np.array_equal(decode(data, size), decode(data, size))
+    crops = [decode(data, size, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert np.array_equal(crops[0], crops[1])
+    assert not np.array_equal(crops[0], crops[2])

@@ -1,0 +1,176 @@
+"""Host batches: a pure function of the step, padded with weight 0, from any number of threads."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from pcls.data.order import records_of_step
+from pcls.data.pipeline import evaluation_batches, training_batches
+from pcls.data.preprocessing import Preprocessing
+from pcls.data.sources.source import Records
+
+PREPROCESSING = Preprocessing(2, 3, 1, (0.0,), (1.0,))
+
+
+class Numbers:
+    """37 records whose pixels are their number; with a generator, a crop draws one pixel. Some cannot be decoded."""
+
+    class_names = ("a", "b", "c")
+
+    def __init__(self, broken: tuple[int, ...] = (), delay: float = 0):
+        self.labels = (np.arange(37) % 3).astype(np.int32)
+        self.broken = broken
+        self.delay = delay
+
+    def __len__(self) -> int:
+        return 37
+
+    def name(self, record: int) -> str:
+        return f"#{record}"
+
+    def failure(self, record: int, preprocessing: Preprocessing) -> str:
+        return "broken"
+
+    def read(self, records, preprocessing, rng) -> Records:
+        time.sleep(self.delay * (int(records[0]) % 3))
+        decoded = ~np.isin(records, self.broken)
+        images = np.zeros((len(records), 2, 3, 1), np.uint8)
+        images[:] = (records * decoded)[:, None, None, None]
+        if rng is not None:
+            images[:, 0, 0, 0] = [rng(i).integers(256) for i in range(len(records))]
+        return Records(images, self.labels[records], decoded)
+
+
+def train(source, steps, *, workers=2, rows=None, seed=5, random_crop=True, batch_size=8):
+    rows = np.arange(batch_size) if rows is None else rows
+    options = {"batch_size": batch_size, "rows": rows, "seed": seed, "random_crop": random_crop, "steps": steps}
+    with training_batches(source, PREPROCESSING, workers=workers, **options) as batches:
+        return list(batches)
+
+
+def evaluate(source, batch_size, *, workers=2, rows=None):
+    rows = np.arange(batch_size) if rows is None else rows
+    with evaluation_batches(source, PREPROCESSING, batch_size=batch_size, rows=rows, workers=workers) as batches:
+        return list(batches)
+
+
+def assert_same(some, others):
+    assert len(some) == len(others) > 0
+    for batch, other in zip(some, others, strict=True):
+        for name in batch._fields:
+            assert np.array_equal(getattr(batch, name), getattr(other, name)), name
+
+
+def test_a_batch_holds_the_records_of_its_step():
+    for step, batch in enumerate(train(Numbers(), range(12), random_crop=False)):
+        records, epochs = records_of_step(step, batch_size=8, size=37, seed=5)
+        assert np.array_equal(batch.record, records)
+        assert np.array_equal(batch.epoch, epochs)
+        assert np.array_equal(batch.image[:, 1, 2, 0], records)
+        assert np.array_equal(batch.label, records % 3)
+        assert batch.weight.tolist() == [1.0] * 8
+
+
+def test_shapes_and_types_are_those_that_the_step_compiles_for():
+    (batch,) = train(Numbers(), range(1))
+    assert [(a.shape, a.dtype.name) for a in batch] == [
+        ((8, 2, 3, 1), "uint8"),
+        ((8,), "int32"),
+        ((8,), "float32"),
+        ((8,), "int32"),
+        ((8,), "int32"),
+    ]
+
+
+def test_a_stream_that_starts_at_step_5_goes_on_as_one_from_the_start():
+    assert_same(train(Numbers(), range(5, 12)), train(Numbers(), range(12))[5:])
+
+
+@pytest.mark.parametrize("workers", [1, 3, 16])
+def test_any_number_of_threads_gives_the_same_batches(workers):
+    slow = Numbers(delay=0.002)
+    assert_same(train(slow, range(20), workers=workers), train(Numbers(), range(20), workers=2))
+    assert_same(evaluate(slow, 8, workers=workers), evaluate(Numbers(), 8))
+
+
+def test_the_rows_of_any_split_into_processes_make_up_the_global_batch():
+    whole = train(Numbers(), range(7))
+    rows = np.random.default_rng(0).permutation(8)
+    for parts in (np.split(rows, 2), np.split(rows, [1, 4])):
+        streams = [train(Numbers(), range(7), rows=part) for part in parts]
+        for step, batch in enumerate(whole):
+            for name in batch._fields:
+                joined = np.concatenate([getattr(stream[step], name) for stream in streams])
+                assert np.array_equal(joined, getattr(batch, name)[np.concatenate(parts)])
+
+
+def test_crops_differ_between_epochs_and_between_seeds():
+    def crops(seed: int, epoch: int) -> dict[int, int]:
+        batches = train(Numbers(), range(10), seed=seed)  # 80 places: two epochs and a bit
+        return {
+            int(record): int(pixel)
+            for batch in batches
+            for record, pixel, e in zip(batch.record, batch.image[:, 0, 0, 0], batch.epoch, strict=True)
+            if e == epoch
+        }
+
+    assert len(crops(5, 0)) == 37
+    for other in (crops(5, 1), crops(6, 0)):
+        # Of 37 draws out of 256, some fall together by chance.
+        assert sum(other[record] == pixel for record, pixel in crops(5, 0).items()) < 5
+
+
+def test_the_last_evaluation_batch_is_filled_up_with_weight_0():
+    batches = evaluate(Numbers(), 8)
+    assert len(batches) == 5
+    assert np.concatenate([b.record for b in batches]).tolist() == [*range(37), -1, -1, -1]
+    assert np.concatenate([b.weight for b in batches]).tolist() == [1.0] * 37 + [0.0] * 3
+    assert [len(b.image) for b in batches] == [8] * 5
+
+
+def test_a_batch_larger_than_the_set_counts_each_record_once():
+    (batch,) = evaluate(Numbers(), 64)
+    assert batch.weight.sum() == 37
+
+
+def test_rows_that_hold_only_padding_have_weight_0():
+    (batch,) = evaluate(Numbers(), 64, rows=np.arange(40, 64))
+    assert batch.weight.sum() == 0
+    assert set(batch.record.tolist()) == {-1}
+
+
+def test_a_record_that_cannot_be_decoded_comes_out_as_zeros_of_weight_0():
+    batches = evaluate(Numbers(broken=(0, 20)), 8)
+    records, weights = (np.concatenate([getattr(b, name) for b in batches]) for name in ("record", "weight"))
+    assert records[weights == 0].tolist() == [0, 20, -1, -1, -1]
+    images = np.concatenate([b.image for b in batches])
+    assert images[20].max() == 0
+    assert images[21].min() == 21
+
+
+def test_no_steps_are_no_batches():
+    assert train(Numbers(), range(5, 5)) == []
+
+
+def test_the_threads_end_with_the_block():
+    before = set(threading.enumerate())
+    options = {"batch_size": 8, "rows": np.arange(8), "seed": 0, "random_crop": False, "steps": range(10**6)}
+    with training_batches(Numbers(delay=0.001), PREPROCESSING, workers=4, **options) as batches:
+        next(batches)
+        assert set(threading.enumerate()) - before
+    for _ in range(100):
+        if not set(threading.enumerate()) - before:
+            return
+        time.sleep(0.05)
+    raise AssertionError(set(threading.enumerate()) - before)
+
+
+def test_an_error_while_reading_reaches_the_loop():
+    class Failing(Numbers):
+        def read(self, records, preprocessing, rng):
+            raise RuntimeError("the disk is gone")
+
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        train(Failing(), range(3))

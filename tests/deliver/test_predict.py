@@ -1,0 +1,145 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pcls
+from pcls.data.dataset import open_dataset
+from pcls.run.evaluate import read_evaluation, saved_preprocessing
+from pcls.run.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def classifier(finished_run):
+    return pcls.load(finished_run)
+
+
+@pytest.fixture(scope="module")
+def held_out(finished_run):
+    """[359, 10, 10, 1] pixels that the run was evaluated on."""
+    folder = RunFolder(finished_run)
+    preprocessing = saved_preprocessing(folder)
+    source = open_dataset(folder.recipe().data, preprocessing).evaluation
+    return source.read(np.arange(len(source)), preprocessing, None).images
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_predictions_are_those_of_the_evaluation_on_the_same_pixels(classifier, held_out, finished_run):
+    _, expected = read_evaluation(RunFolder(finished_run))
+    found = classifier.predict(list(held_out))
+    assert [int(answer.label) for answer in found] == expected.predicted.tolist()
+    np.testing.assert_allclose([answer.probability for answer in found], expected.probability, rtol=1e-5)
+
+
+def test_an_answer_holds_the_probabilities_of_all_classes(classifier, held_out):
+    (answer,) = classifier.predict(held_out[0])
+    assert len(answer.probabilities) == len(classifier.class_names) == 10
+    assert sum(answer.probabilities) == pytest.approx(1, abs=1e-6)
+    assert answer.probability == max(answer.probabilities)
+    assert classifier.class_names[int(np.argmax(answer.probabilities))] == answer.label
+    assert answer.error == ""
+
+
+def test_a_file_and_its_pixels_get_the_same_answer(classifier, held_out, tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(png(held_out[number, ..., 0]))
+    files = classifier.predict(tmp_path / f"{number}.png" for number in range(3))
+    arrays = classifier.predict([held_out[number] for number in range(3)])
+    assert [answer.path for answer in files] == [str(tmp_path / f"{number}.png") for number in range(3)]
+    assert [answer.path for answer in arrays] == ["#0", "#1", "#2"]
+    assert [answer.probabilities for answer in files] == [answer.probabilities for answer in arrays]
+
+
+def test_the_order_is_kept_beyond_one_batch(classifier, held_out):
+    everything = classifier.predict(list(held_out[:70]))
+    backwards = classifier.predict(list(held_out[69::-1]))
+    assert [answer.label for answer in everything] == [answer.label for answer in backwards][::-1]
+    assert [answer.path for answer in everything] == [f"#{place}" for place in range(70)]
+
+
+def test_arrays_of_other_sizes_and_colours_are_brought_to_size(classifier, held_out):
+    gray = np.kron(held_out[0, ..., 0], np.ones((2, 2), np.uint8))
+    colour = np.repeat(gray[..., None], 3, axis=2)
+    labels = {answer.label for answer in classifier.predict([gray, gray[..., None], colour, gray[:, ::-1][:, ::-1]])}
+    assert labels == {classifier.predict(held_out[0])[0].label}
+
+
+@pytest.mark.faults
+def test_unreadable_files_are_reported_in_their_place_and_disturb_no_other(classifier, held_out, tmp_path):
+    good = png(held_out[0, ..., 0])
+    for name, content in (("a.png", good), ("cut.png", good[:50]), ("text.png", b"hello"), ("empty.png", b"")):
+        (tmp_path / name).write_bytes(content)
+    names = ["a.png", "cut.png", "text.png", "empty.png", "nowhere.png", ".", "a.png"]
+    found = classifier.predict([tmp_path / name for name in names])
+    expected = classifier.predict(held_out[0])[0]
+    for answer in (found[0], found[-1]):
+        assert (answer.label, answer.probabilities, answer.error) == (expected.label, expected.probabilities, "")
+    for answer, words in zip(
+        found[1:-1],
+        ("", "not a JPEG, PNG or WebP image, 5 bytes", "the file is empty", "No such file", "Is a directory"),
+        strict=True,
+    ):
+        assert (answer.label, answer.probability, answer.probabilities) == ("", 0.0, ())
+        assert answer.error
+        assert words in answer.error
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((8, 8), np.float32),
+        np.zeros(8, np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((1, 8, 8, 1), np.uint8),
+        np.zeros((0, 8), np.uint8),
+        np.zeros((8, 0, 3), np.uint8),
+    ],
+)
+def test_arrays_that_are_no_images_say_what_is_needed(classifier, held_out, picture):
+    bad, good = classifier.predict([picture, held_out[0]])
+    assert bad.error == (f"{picture.dtype}{list(picture.shape)}; uint8 [height, width] or [height, width, 1 or 3]")
+    assert good.error == ""
+
+
+def test_nothing_asked_is_nothing_answered(classifier):
+    assert classifier.predict([]) == []
+
+
+def test_one_compilation_serves_any_number_of_images(finished_run, held_out, monkeypatch):
+    from pcls.deliver import predict
+
+    traced, normalise = [], predict.normalise
+
+    def counting(*arguments):
+        traced.append(1)
+        return normalise(*arguments)
+
+    monkeypatch.setattr(predict, "normalise", counting)
+    classifier = pcls.load(finished_run)
+    for count in (1, 2, 33, 64, 100):
+        assert len(classifier.predict(list(held_out[:count]))) == count
+    assert len(traced) == 1
+
+
+def test_images_are_taken_as_they_are_needed(classifier, held_out):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield held_out[0]
+
+    answers = classifier.stream(endless())
+    assert next(answers).path == "#0"
+    assert len(taken) == 32
+
+
+def test_a_bundle_alone_is_enough(finished_run, held_out, classifier):
+    alone = pcls.load(finished_run / "bundle")
+    assert alone.predict(held_out[0]) == classifier.predict(held_out[0])

@@ -1,0 +1,110 @@
+"""Exact counting. The model here hands its pixels out as logits, so that numpy knows every answer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pcls.data.pipeline import Batch, evaluation_batches
+from pcls.data.preprocessing import Preprocessing
+from pcls.data.sources.arrays import ArraySource
+from pcls.evaluation.count import count, make_evaluation_step
+
+RECORDS = 13
+
+
+class Pixels:
+    """Logits are the pixels, times a factor."""
+
+    def apply(self, params, stats, images, *, train):
+        assert not train
+        return images.reshape(len(images), -1) * params["factor"], stats
+
+
+def evaluation_of(images, labels, batch_size, *, factor=40.0, undecodable=()):
+    """Evaluates [n, classes] uint8 logits."""
+    classes = images.shape[1]
+    names = tuple(map(str, range(classes)))
+    preprocessing = Preprocessing(1, classes, 1, (0.0,), (1.0,))
+    step = jax.jit(make_evaluation_step(Pixels(), preprocessing, "float32"))
+    source = ArraySource(images[:, None, :, None], labels, names, "pixels")
+    with evaluation_batches(
+        source, preprocessing, batch_size=batch_size, rows=np.arange(batch_size), workers=2
+    ) as batches:
+        outputs = [step({"factor": jnp.float32(factor)}, {}, without(batch, undecodable)) for batch in batches]
+    return count(outputs, size=len(images), class_names=names)
+
+
+def without(batch: Batch, undecodable):
+    return batch._replace(weight=np.where(np.isin(batch.record, undecodable), 0, batch.weight).astype(np.float32))
+
+
+def some_records(classes=7):
+    # Few levels, so that there are many ties.
+    rng = np.random.default_rng(5)
+    return rng.integers(0, 4, (RECORDS, classes)).astype(np.uint8), rng.integers(0, classes, RECORDS)
+
+
+def expected(images, labels, factor=40.0):
+    logits = images / 255 * factor
+    order = np.argsort(-images.astype(int), axis=1, kind="stable")
+    rank = (order == labels[:, None]).argmax(1)
+    log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    own = log_probabilities[np.arange(len(labels)), labels]
+    return {"top1": np.mean(rank < 1), "top5": np.mean(rank < 5), "loss": -own.mean(), "predicted": order[:, 0]}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 5, 13, 16])
+def test_every_batch_size_counts_every_record_once_with_the_same_result(batch_size):
+    images, labels = some_records()
+    found, predictions = evaluation_of(images, labels, batch_size)
+    wanted = expected(images, labels)
+    assert (found.n, found.undecodable, int(found.confusion.sum())) == (RECORDS, 0, RECORDS)
+    assert (found.top1, found.top5) == (wanted["top1"], wanted["top5"])
+    assert found.loss == pytest.approx(wanted["loss"], rel=1e-6)
+    np.testing.assert_array_equal(predictions.records, np.arange(RECORDS))
+    np.testing.assert_array_equal(predictions.labels, labels)
+    np.testing.assert_array_equal(predictions.predicted, wanted["predicted"])
+
+
+def test_ties_rank_like_a_stable_sort_so_a_constant_model_is_no_better_than_its_first_class():
+    images, labels = np.zeros((RECORDS, 7), np.uint8), np.arange(RECORDS) % 7
+    found, predictions = evaluation_of(images, labels, 4)
+    assert found.top1 == np.mean(labels == 0)
+    assert found.top5 == np.mean(labels < 5)
+    assert set(predictions.predicted) == {0}
+    np.testing.assert_allclose(predictions.probability, 1 / 7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_top_5_of_five_classes_or_fewer_is_1(classes):
+    images, labels = some_records(classes)
+    assert evaluation_of(images, labels, 4)[0].top5 == 1.0
+
+
+def test_records_that_cannot_be_decoded_are_in_no_number_but_their_own():
+    images, labels = some_records()
+    left = np.setdiff1d(np.arange(RECORDS), [0, 4, 12])
+    found, predictions = evaluation_of(images, labels, 5, undecodable=(0, 4, 12))
+    wanted = expected(images[left], labels[left])
+    assert (found.n, found.undecodable, int(found.confusion.sum())) == (10, 3, 10)
+    assert (found.top1, found.top5) == (wanted["top1"], wanted["top5"])
+    assert found.loss == pytest.approx(wanted["loss"], rel=1e-6)
+    np.testing.assert_array_equal(predictions.records, left)
+
+
+def test_a_set_of_which_nothing_can_be_decoded_counts_0():
+    images, labels = some_records()
+    found, _ = evaluation_of(images, labels, 4, undecodable=tuple(range(RECORDS)))
+    assert (found.n, found.undecodable, found.loss, found.top1) == (0, RECORDS, 0.0, 0.0)
+
+
+def test_the_confusion_matrix_has_labels_in_rows():
+    images = np.asarray([[9, 0, 0], [9, 0, 0], [0, 0, 9]], np.uint8)
+    found, _ = evaluation_of(images, np.asarray([0, 1, 1]), 2)
+    np.testing.assert_array_equal(found.confusion, [[1, 0, 0], [1, 0, 1], [0, 0, 0]])
+
+
+def test_a_model_that_answers_nan_is_never_right():
+    images, labels = some_records()
+    assert evaluation_of(images, labels, 4, factor=np.nan)[0].top1 == 0.0

@@ -1,0 +1,210 @@
+import hashlib
+import json
+import shutil
+import struct
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from pcls.data.preprocessing import Preprocessing
+from pcls.errors import UserError
+from pcls.models.registry import define_model
+from pcls.pretrained.bundle import FACTS, WEIGHTS, Bundle, load_bundle, save_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    rng = np.random.default_rng(0)
+    definition = define_model("rnn28", height=10, width=10, channels=1, classes=3)
+    return Bundle(
+        model="rnn28",
+        class_names=("Äpfel", "pears", "3"),
+        preprocessing=Preprocessing(10, 10, 1, (0.1,), (1 / 3,), 0.875),
+        precision="float32",
+        params={path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in definition.params.items()},
+        stats={},
+        metrics={"n": 7, "top1": 1 / 3},
+    )
+
+
+@pytest.fixture
+def folder(bundle, tmp_path):
+    save_bundle(bundle, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def with_weights(folder, tensors):
+    """Puts other tensors in, with a digest that agrees."""
+    save_file(tensors, folder / WEIGHTS)
+    sign(folder)
+
+
+def sign(folder, **changes):
+    facts = json.loads((folder / FACTS).read_text()) | changes
+    facts["weights_sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    del facts["facts_sha256"]
+    facts["facts_sha256"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    (folder / FACTS).write_text(json.dumps(facts))
+
+
+def refusal(folder):
+    with pytest.raises(UserError) as caught:
+        load_bundle(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_bundle_comes_back_bit_for_bit(bundle, folder):
+    found = load_bundle(folder)
+    assert found.path == folder
+    assert replace(found, path=None, params={}, stats={}) == replace(bundle, params={}, stats={})
+    assert found.params.keys() == bundle.params.keys()
+    for path, array in bundle.params.items():
+        assert found.params[path].dtype == array.dtype
+        np.testing.assert_array_equal(found.params[path], array)
+
+
+def test_a_bundle_is_two_files_and_neither_is_code(folder):
+    assert sorted(path.name for path in folder.iterdir()) == [FACTS, WEIGHTS]
+    assert sorted(load_file(folder / WEIGHTS)) == [
+        "params/head/bias",
+        "params/head/kernel",
+        "params/inputs/bias",
+        "params/inputs/kernel",
+        "params/recurrent",
+    ]
+
+
+def test_statistics_travel_with_the_weights(tmp_path):
+    definition = define_model("resnet18", height=32, width=32, channels=3, classes=2)
+    arrays = [{path: np.full(leaf.shape, 0.5, np.float32) for path, leaf in part.items()} for part in
+              (definition.params, definition.stats)]  # fmt: skip
+    size = Preprocessing(32, 32, 3, (0.0,) * 3, (1.0,) * 3)
+    save_bundle(Bundle("resnet18", ("a", "b"), size, "bfloat16", *arrays, {}), tmp_path / "bundle")
+    found = load_bundle(tmp_path / "bundle")
+    assert found.stats.keys() == definition.stats.keys()
+    assert len(found.stats) == 40
+    assert found.precision == "bfloat16"
+
+
+def test_a_second_bundle_takes_the_place_of_the_first(bundle, folder):
+    other = replace(bundle, metrics={"n": 8})
+    save_bundle(other, folder)
+    assert load_bundle(folder).metrics == {"n": 8}
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.faults
+def test_a_bundle_is_never_seen_half_written(bundle, tmp_path, monkeypatch):
+    folder = tmp_path / "bundle"
+
+    def cut_off(tensors, path):
+        path.write_bytes(b"half")
+        assert not folder.exists()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pcls.pretrained.bundle.save_file", cut_off)
+    with pytest.raises(UserError, match=r"could not be written .*No space left"):
+        save_bundle(bundle, folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.faults
+def test_what_a_killed_save_left_is_in_nobodys_way(bundle, tmp_path):
+    (tmp_path / "bundle.tmp").mkdir()
+    (tmp_path / "bundle.tmp" / WEIGHTS).write_bytes(b"half")
+    assert "is no bundle" in refusal(tmp_path / "bundle")
+    save_bundle(bundle, tmp_path / "bundle")
+    assert load_bundle(tmp_path / "bundle").model == "rnn28"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("place", [0.0, 0.1, 0.3, 0.6, 0.9, 0.9999])
+def test_one_flipped_bit_in_the_weights_is_refused(folder, place):
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    data[int(place * len(data))] ^= 4
+    (folder / WEIGHTS).write_bytes(data)
+    assert "is missing or differs from the digest" in refusal(folder)
+
+
+@pytest.mark.faults
+def test_one_flipped_bit_in_the_facts_is_refused_or_changes_nothing(bundle, folder):
+    data = (folder / FACTS).read_bytes()
+    for place in range(len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 1 << (place % 7)
+        (folder / FACTS).write_bytes(changed)
+        try:
+            found = load_bundle(folder)
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            assert found.class_names == bundle.class_names
+            assert found.preprocessing == bundle.preprocessing
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"), [(FACTS, "is no bundle: it has no model.json"), (WEIGHTS, "is missing or differs")]
+)
+def test_a_missing_file_is_named(folder, missing, words):
+    (folder / missing).unlink()
+    assert words in refusal(folder)
+
+
+def test_a_folder_that_is_not_there_is_no_bundle(tmp_path):
+    assert "is no bundle" in refusal(tmp_path / "nowhere")
+
+
+def test_a_later_format_is_named(folder):
+    sign(folder, format=2)
+    assert refusal(folder) == f"{folder}: bundle format 2; this version of pcls reads format 1"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', "\ud800"])
+def test_facts_that_are_none_are_damaged(folder, text):
+    (folder / FACTS).write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert "is damaged" in refusal(folder)
+
+
+def test_an_unknown_model_is_named(folder):
+    sign(folder, model="rnn29")
+    assert "'rnn29'" in refusal(folder)
+    assert "the nearest is 'rnn28'" in refusal(folder)
+
+
+def test_wrong_shapes_types_and_names_are_named(folder):
+    tensors = load_file(folder / WEIGHTS)
+    kernel = tensors["params/head/kernel"]
+    with_weights(folder, tensors | {"params/head/kernel": kernel[:, :2].copy()})
+    assert "params/head/kernel is float32[32, 2], and rnn28 needs float32[32, 3]" in refusal(folder)
+    with_weights(folder, tensors | {"params/head/kernel": kernel.astype(np.float16)})
+    assert "params/head/kernel is float16[32, 3], and rnn28 needs float32[32, 3]" in refusal(folder)
+    renamed = {name.replace("head", "haed"): array for name, array in tensors.items()}
+    with_weights(folder, renamed)
+    assert "params/haed/bias is float32[3], and rnn28 needs absent" in refusal(folder)
+    del tensors["params/recurrent"]
+    with_weights(folder, tensors)
+    assert "params/recurrent is absent, and rnn28 needs float32[32, 32]" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x10\x00",
+        struct.pack("<Q", 1 << 40) + b"{}",
+        struct.pack("<Q", 50) + b'{"params/head/bias": {"dtype": "F32"',
+    ],
+)
+def test_a_truncated_or_lying_header_is_refused(folder, content):
+    (folder / WEIGHTS).write_bytes(content)
+    sign(folder)
+    assert "is no safetensors file" in refusal(folder)
+
+
+def test_a_bundle_may_be_copied_anywhere(bundle, folder, tmp_path):
+    found = load_bundle(shutil.copytree(folder, tmp_path / "elsewhere"))
+    np.testing.assert_array_equal(found.params["recurrent"], bundle.params["recurrent"])

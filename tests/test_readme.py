@@ -1,0 +1,83 @@
+"""The README's commands, run as they stand there, in a folder with two classes of real photographs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+README = Path(__file__).parent.parent / "README.md"
+# Run by continuous integration itself, beside this suite.
+RUN_ELSEWHERE = {"make demo", "make test"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands() -> list[str]:
+    lines = [line.partition("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line and line not in RUN_ELSEWHERE]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `photos/flower` and `photos/temple`: crops of scikit-learn's two photographs."""
+    root = tmp_path_factory.mktemp("readme")
+    temple, flower = (Image.fromarray(pixels) for pixels in load_sample_images().images)
+    for name, photo in (("flower", flower), ("temple", temple)):
+        (root / "photos" / name).mkdir(parents=True)
+        for number in range(1, 11):
+            left, top = 30 * number, 20 * number
+            photo.crop((left, top, left + 200, top + 200)).save(root / "photos" / name / f"{number}.jpg")
+    return root
+
+
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    # One device, as on a laptop: the batch sizes of the README need not divide by the suite's eight.
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONWARNINGS": "error"}
+    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_every_command_of_the_readme_runs_as_it_stands(folder: Path) -> None:
+    found = commands()
+    assert len(found) >= 8
+    for command in found:
+        program, *arguments = shlex.split(command)
+        assert program == "pcls", f"{command}: how should this be run?"
+        done = run([sys.executable, "-m", "pcls", *arguments], folder)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (folder / "runs" / "photos" / "report.html").is_file()
+
+
+def test_the_python_of_the_readme_runs_as_it_stands(folder: Path) -> None:
+    (block,) = blocks("python")
+    program = folder / "readme.py"
+    program.write_text(block, encoding="utf-8")
+    done = run([sys.executable, str(program)], folder)
+    assert done.returncode == 0, done.stderr
+    assert "Prediction(path='photos/flower/1.jpg', label=" in done.stdout
+
+
+def test_the_table_of_verbs_is_complete() -> None:
+    text = README.read_text(encoding="utf-8")
+    done = run([sys.executable, "-m", "pcls", "--help"], README.parent)
+    verbs = re.findall(r"^  ([a-z]+) {2,}\S", done.stdout.partition("Commands:")[2], re.M)
+    assert len(verbs) >= 10
+    for verb in verbs:
+        assert f"`pcls {verb}" in text, f"{verb} is missing in the README's table of verbs"
+
+
+def test_the_errors_shown_in_the_readme_are_real(tmp_path: Path) -> None:
+    shown = re.search(r"^pcls: configs/mine.yaml:14: (.*)$", README.read_text(encoding="utf-8"), re.M)
+    assert shown
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.yaml").write_text("#\n" * 12 + "optimizer:\n  lr: 1e-3\n")
+    done = run([sys.executable, "-m", "pcls", "config", "show", "configs/mine.yaml"], tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [shown.group(0)]

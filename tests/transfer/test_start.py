@@ -1,0 +1,144 @@
+import shutil
+
+import numpy as np
+import pytest
+
+import pcls
+from pcls.config import load_recipe
+from pcls.data.dataset import open_dataset
+from pcls.pretrained.bundle import load_bundle
+from pcls.run.folder import RunFolder
+from pcls.run.setup import prepare
+from pcls.transfer.start import adapted_weights, open_bundle, start_from
+
+DIGITS = tuple("0123456789")
+
+
+@pytest.fixture(scope="module")
+def bundle(finished_run):
+    return load_bundle(finished_run / "bundle")
+
+
+def test_a_run_and_its_bundle_open_alike(finished_run, bundle):
+    for path in (finished_run, str(finished_run), finished_run / "bundle"):
+        found = open_bundle(path)
+        assert found.class_names == DIGITS
+        np.testing.assert_array_equal(found.params["head/kernel"], bundle.params["head/kernel"])
+
+
+def test_the_bundle_of_a_run_holds_its_averages(finished_run, bundle, final_state):
+    state = final_state(finished_run)
+    for path, array in bundle.params.items():
+        np.testing.assert_array_equal(array, state[f"ema/0/{path}"])
+        assert not np.array_equal(array, state[f"params/{path}"])
+
+
+def test_equal_class_names_keep_the_head(bundle):
+    params, stats = adapted_weights(bundle, bundle.definition(), DIGITS, seed=0)
+    assert params.keys() == bundle.params.keys()
+    assert stats == {}
+    for path, array in params.items():
+        np.testing.assert_array_equal(array, bundle.params[path])
+
+
+@pytest.mark.parametrize("names", [("ant", "bee", "cat"), DIGITS[::-1]])
+def test_other_classes_get_a_new_head_on_the_same_body(bundle, names):
+    params, _ = adapted_weights(bundle, bundle.definition(len(names)), names, seed=3)
+    for path in params:
+        if path.startswith("head/"):
+            assert params[path].shape[-1] == len(names)
+            assert not np.array_equal(params[path], bundle.params[path])
+        else:
+            np.testing.assert_array_equal(params[path], bundle.params[path])
+    other, _ = adapted_weights(bundle, bundle.definition(len(names)), names, seed=4)
+    assert not np.array_equal(params["head/kernel"], other["head/kernel"])
+
+
+def test_the_state_before_the_first_step_holds_the_pretrained_body(bundle, finished_run):
+    settings = {"data.image_size": 10, "train.batch_size": 32, "train.ema_decay": 0.5, "data.classes": [5, 6, 7]}
+    start = start_from(finished_run, "cnn28")
+    setup = prepare(load_recipe("digits_cnn", settings), start.preprocessing)
+    state = setup.initial_state(start.weights(setup.model, setup.dataset.class_names, 0))
+    for params in (state.params, state.ema[0]):
+        np.testing.assert_array_equal(params["conv1/kernel"], bundle.params["conv1/kernel"])
+        np.testing.assert_array_equal(params["dense/kernel"], bundle.params["dense/kernel"])
+        assert params["head/kernel"].shape == (64, 3)
+    assert int(state.step) == 0
+
+
+def test_another_architecture_is_refused(finished_run):
+    with pytest.raises(pcls.UserError, match=r"model\.name is 'rnn28', and the weights in .* are of cnn28"):
+        start_from(finished_run, "rnn28")
+
+
+def test_an_unfinished_run_is_refused_with_the_way_on(finished_run, tmp_path):
+    path = shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(path / "bundle")
+    with pytest.raises(pcls.UserError) as caught:
+        open_bundle(path)
+    assert str(caught.value) == f"{path}: the run is not finished and has no bundle yet; go on with: pcls resume {path}"
+
+
+def test_a_folder_that_is_neither_is_refused(tmp_path):
+    with pytest.raises(pcls.UserError, match=r"is neither a run's folder \(recipe.yaml\) nor a bundle \(model.json\)"):
+        open_bundle(tmp_path)
+
+
+TUNING = {
+    "data.classes": [5, 6, 7, 8, 9],
+    "data.per_class": 16,
+    "train.duration": "40 steps",
+    "train.batch_size": 16,
+    "evaluate.every": "40 steps",
+    "checkpoint.every": "20 steps",
+}
+
+
+@pytest.fixture(scope="module")
+def tuned(finished_run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tuned") / "run"
+    return pcls.finetune(finished_run, "digits", TUNING | {"run.dir": str(path)})
+
+
+def test_fine_tuning_learns_new_classes_with_the_preprocessing_of_the_weights(tuned, bundle):
+    recipe = RunFolder(tuned.path).recipe()
+    dataset = open_dataset(recipe.data)
+    assert tuned.evaluation.class_names == ("5", "6", "7", "8", "9")
+    assert tuned.evaluation.n == len(dataset.evaluation)
+    # Far above the 20 % of chance.
+    assert tuned.evaluation.top1 > 0.4
+    found = load_bundle(tuned.path / "bundle")
+    assert found.preprocessing == bundle.preprocessing
+    assert found.model == "cnn28"
+    assert {answer.label for answer in pcls.load(tuned).predict([np.zeros((10, 10), np.uint8)])} <= set("56789")
+
+
+@pytest.mark.faults
+def test_a_fine_tuning_run_killed_at_once_resumes_from_the_pretrained_weights(
+    finished_run, tuned, tmp_path, final_state, monkeypatch
+):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("pcls.run.train.train_loop", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pcls.finetune(finished_run, "digits", TUNING | {"run.dir": str(path)})
+    assert [step.name for step in (path / "checkpoints").iterdir()] == ["0"]
+    # The source may be gone by then.
+    pcls.resume(path)
+    found, expected = final_state(path), final_state(tuned.path)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_training_a_recipe_from_weights_uses_them(finished_run, tmp_path, tiny, stop_after, final_state):
+    stop_after(1)
+    settings = {"run.dir": str(tmp_path / "run"), "model.init": str(finished_run), "optimizer.lr": 1e-9}
+    with pytest.raises(pcls.RestartRequested):
+        pcls.train("digits_cnn", tiny | settings)
+    state = final_state(tmp_path / "run")
+    for path, array in load_bundle(finished_run / "bundle").params.items():
+        np.testing.assert_allclose(state[f"params/{path}"], array, atol=1e-8)
