@@ -111,11 +111,11 @@ def load(source: str | Path | Run) -> Classifier:
     return Classifier(open_bundle(_path(source)))
 
 
-def demo(folder: str | Path = "runs/demo") -> Path:
+def demo(folder: str | Path | None = None) -> Path:
     """Pretrains, fine-tunes on 25 images, compares with training from scratch, and returns the report's path."""
     from pcls.transfer.demo import run_demo
 
-    return run_demo(Path(folder))
+    return run_demo(None if folder is None else Path(folder))
 
 
 def _recipe(recipe: str | Path | Recipe, overrides: Overrides) -> Recipe:

@@ -9,7 +9,11 @@ import typer
 import pcls
 
 
-def demo(folder: Annotated[str, typer.Option(help="Where the runs and the report go.")] = "runs/demo") -> None:
+def demo(
+    folder: Annotated[
+        str | None, typer.Option(help="Where runs and report go; else runs/demo, runs/demo-2, ...")
+    ] = None,
+) -> None:
     """Pretrain on digits 0-4, fine-tune on 25 images of 5-9, compare with training from scratch.
 
     Example: pcls demo --folder runs/demo

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -37,15 +38,16 @@ class Trial:
     scratch: float
 
 
-def run_demo(folder: Path) -> Path:
+def run_demo(folder: Path | None = None) -> Path:
     """Runs the demonstration and prints its table.
 
     Args:
-      folder: for the runs and the report; it must be new.
+      folder: for the runs and the report, must be new; None: `runs/demo`, or the first of `runs/demo-2` ... that is.
 
     Returns:
       The report's path.
     """
+    folder = folder or next(path for path in _default_folders() if not path.exists())
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; remove it or name another: pcls demo --folder FOLDER")
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,10 +61,18 @@ def run_demo(folder: Path) -> Path:
     table = summary(trials, counted=report.evaluation.n)
     print(f"\n{as_text(table)}\n")
     page = write(
-        replace(report, title="pcls demo", subtitle=f"below: {example}", tables=[table]), folder / "report.html"
+        replace(
+            report, title="pcls demo", subtitle=f"The table compares; all else is the run {example}", tables=[table]
+        ),
+        folder / "report.html",
     )
     print(f"report: {page}\nnext:   pcls report {example}\n        pcls finetune {folder}/digits_cnn-0 --data FOLDER")
     return page
+
+
+def _default_folders() -> Iterator[Path]:
+    yield Path("runs/demo")
+    yield from (Path(f"runs/demo-{number}") for number in itertools.count(2))
 
 
 def _told(recipe: str, seed: int, folder: Path, log: TextIO) -> Trial:
