@@ -15,24 +15,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pcls.evaluation.charts import MAX_POINTS, Curve, charts, percent, short, thin, value_axis
 from pcls.evaluation.metrics import Evaluation
 from pcls.evaluation.report import (
     MAX_MISTAKES,
-    MAX_POINTS,
-    Curve,
     Mistake,
     RunReport,
     Table,
-    charts,
     confused_pairs,
     heat_map,
     most_confident,
-    percent,
     render,
     shades,
-    short,
-    thin,
-    value_axis,
     weakest_first,
     wilson,
     write,
