@@ -22,7 +22,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from pcls.evaluation.charts import charts, percent
+from pcls.evaluation.charts import charts, percent, step_axis
 from pcls.evaluation.metrics import ClassRow, Evaluation, per_class
 
 MAX_FIGURES = 30  # Classes up to which counts fit on a screen.
