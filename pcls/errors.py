@@ -12,6 +12,11 @@ class PclsError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str):
+        # Names of files and keys come from outside: a newline in one must not break the line, nor a control character
+        # reach the terminal.
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
 
 class UserError(PclsError):
     """The input is at fault: a recipe, a path, a file, an option."""
