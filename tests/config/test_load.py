@@ -213,7 +213,8 @@ def test_a_dumped_recipe_loads_as_the_same_recipe(load, overrides):
         ),
         (
             "train: {batch_size: '64'}\n",
-            'mine.yaml:1: train.batch_size is "64" (text); a whole number >= 1 and <= 16777216 is needed: write 64 without quotes',
+            'mine.yaml:1: train.batch_size is "64" (text); a whole number >= 1 and <= 16777216 is needed: '
+            "write 64 without quotes",
         ),
         (
             "train: {batch_size: '1.5'}\n",
