@@ -46,8 +46,8 @@ def append(
 HEADER = """# Ledger
 
 Every figure that README, docs and recipe headers state. A block is appended by the program in this folder that
-measured it, or says otherwise. Times are from shared machines with two noisy cores: ratios within one run count, absolute
-numbers do not travel.
+measured it, or says otherwise. Times are from shared machines with two noisy cores: ratios within one run count,
+absolute numbers do not travel.
 """
 
 
