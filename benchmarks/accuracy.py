@@ -18,12 +18,12 @@ import pcls
 CASES = {
     "MNIST cnn28, 10 epochs, no augmentation": ("mnist_cnn", "mnist", ["augment.shift=0"]),
     "MNIST cnn28, recipe mnist_cnn": ("mnist_cnn", "mnist", []),
-    "Fashion-MNIST cnn28, 10 epochs, no augmentation": (
+    "Fashion-MNIST cnn28, recipe fashion_mnist_cnn": ("fashion_mnist_cnn", "fashion-mnist", []),
+    "Fashion-MNIST cnn28, 20 epochs, flip, shift 2, averaged weights": (
         "fashion_mnist_cnn",
         "fashion-mnist",
-        ["augment.shift=0", "augment.flip=false", "train.duration=10 epochs", "train.ema_decay=0"],
+        ["augment.flip=true", "augment.shift=2", "train.duration=20 epochs", "train.ema_decay=0.999"],
     ),
-    "Fashion-MNIST cnn28, recipe fashion_mnist_cnn": ("fashion_mnist_cnn", "fashion-mnist", []),
     "MNIST rnn28 (tanh), recipe mnist_rnn": ("mnist_rnn", "mnist", []),
     "MNIST irnn28 (ReLU, identity start), recipe mnist_rnn": ("mnist_rnn", "mnist", ["model.name=irnn28"]),
     "Fashion-MNIST rnn28 (tanh), recipe fashion_mnist_rnn": ("fashion_mnist_rnn", "fashion-mnist", []),
