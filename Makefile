@@ -13,7 +13,7 @@ PEERS_STAMP = $(PEERS_VENV)/.pcls-installed
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: $(STAMP)  ## pretrain, fine-tune on 25 images, compare, report: about 3 minutes on two CPU cores
+demo: $(STAMP)  ## pretrain, fine-tune on 25 images, compare, report: under 3 minutes on two CPU cores
 	@$(VENV)/bin/pcls demo
 
 test: lint types  ## lint, types, then all tests but the peers'
