@@ -44,6 +44,7 @@ def make_evaluation_step(model: ModelDef, preprocessing: Preprocessing, precisio
     dtype = jnp.dtype(precision)
 
     def evaluation_step(params: Arrays, stats: Arrays, batch: Batch) -> dict[str, Array]:
+        """Sums over the batch, and the numbers of each row."""
         logits, _ = model.apply(params, stats, normalise(batch.image, preprocessing, dtype), train=False)
         log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
         own = jnp.take_along_axis(log_probabilities, batch.label[:, None], 1)

@@ -41,6 +41,7 @@ def make_train_step(
         return weighted_mean(losses, batch.weight), (stats, correct)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One update; a step whose loss or gradient is not finite only counts."""
         (loss, (stats, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

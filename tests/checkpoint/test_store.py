@@ -2,7 +2,6 @@ import contextlib
 import errno
 import os
 import shutil
-import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -235,20 +234,6 @@ def test_arrays_of_other_types_shapes_or_names_are_refused_by_name(pristine, cha
     assert words in str(caught.value)
     assert "checkpoint of another model" in str(caught.value)
     assert (pristine / "8").is_dir()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a small file system needs root")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=False)
-    if done.returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.faults

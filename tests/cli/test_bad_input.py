@@ -282,19 +282,6 @@ def test_a_run_that_another_process_writes_is_refused_with_host_and_pid(finished
         holder.communicate("")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system with room for one checkpoint."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a small file system needs root")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)], check=False).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.faults
 def test_a_full_disk_ends_with_one_line_and_the_last_checkpoint_stays(small_disk, tiny, capsys):
     settings = [f"{key}={value}" for key, value in tiny.items()]
