@@ -99,7 +99,8 @@ def with_overrides(recipe: Recipe, overrides: Overrides) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """YAML that `load_recipe` reads back to the same recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    # ASCII with escapes: PyYAML writes some line breaks of Unicode (U+0085) plainly, and reads them back as spaces.
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
 def flat_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -180,6 +180,7 @@ VALID = {
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=SHARED_FOLDER)
+@example(overrides={"run.dir": "\x85", "data.path": "\u2028 \ufeff\r\n\t", "model.init": "Bilder/Äpfel \U0001f34e"})
 @given(overrides=st.fixed_dictionaries({}, optional=VALID))
 def test_a_dumped_recipe_loads_as_the_same_recipe(load, overrides):
     recipe = with_overrides(Recipe(), {"run.dir": "runs/mine", **overrides})
