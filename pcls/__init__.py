@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pcls.config.load import Overrides
     from pcls.deliver.predict import Classifier
     from pcls.evaluation.metrics import Evaluation
-    from pcls.run.train import Run
+    from pcls.run.session import Run
 
 __all__ = [
     "Diverged",
@@ -40,12 +40,13 @@ __all__ = [
 ]
 
 
-def train(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Run:
+def train(recipe: str | Path | Recipe, overrides: Overrides = (), *, profile: range | None = None) -> Run:
     """Trains a recipe in a new run folder.
 
     Args:
       recipe: a YAML file, the name of a recipe that comes with pcls, or a `Recipe`.
       overrides: `["train.batch_size=64", ...]` or `{"train.batch_size": 64, ...}`.
+      profile: steps to trace with jax's profiler, counted from 1; None: none.
 
     Returns:
       The run: its folder and its last evaluation.
@@ -61,19 +62,20 @@ def train(recipe: str | Path | Recipe, overrides: Overrides = ()) -> Run:
     from pcls.transfer.start import start_from
 
     start = start_from(resolved.model.init, resolved.model.name) if resolved.model.init else None
-    return train_recipe(resolved, start)
+    return train_recipe(resolved, start, profile=profile)
 
 
-def resume(run: str | Path | Run, overrides: Overrides = ()) -> Run:
+def resume(run: str | Path | Run, overrides: Overrides = (), *, profile: range | None = None) -> Run:
     """Goes on with a stopped run, bit for bit on the same devices.
 
     Args:
       run: a run or its folder.
       overrides: changes, for example `{"mesh.fsdp": 4}` on other devices or a longer `train.duration`.
+      profile: steps to trace with jax's profiler, counted from 1; None: none.
     """
     from pcls.run.train import resume_run
 
-    return resume_run(_path(run), overrides)
+    return resume_run(_path(run), overrides, profile=profile)
 
 
 def finetune(source: str | Path | Run, data: str | Path, overrides: Overrides = ()) -> Run:

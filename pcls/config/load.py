@@ -305,7 +305,13 @@ def _field(key: str) -> FieldInfo | None:
         if not issubclass(section.annotation, BaseModel):
             return None
         model = section.annotation
-    return model.model_fields.get(leaf)
+    return _given(model.model_fields.get(leaf))
+
+
+def _given(info: FieldInfo | None) -> FieldInfo | None:
+    """A field that may be left out (`float | None`) as it is where it is given."""
+    kinds = get_args(info.annotation) if info is not None else ()
+    return FieldInfo.from_annotation(kinds[0]) if types.NoneType in kinds else info
 
 
 def _describe(info: FieldInfo) -> str:

@@ -7,9 +7,11 @@ Every value is checked where it enters (type, range, finiteness); rules that joi
 from __future__ import annotations
 
 import math
+import re
+import warnings
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from pcls.config.duration import Duration
@@ -43,11 +45,24 @@ def _list_as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _regular_expression(text: str) -> str:
+    try:
+        with warnings.catch_warnings():
+            # What Python's next version may read in another way.
+            warnings.simplefilter("error")
+            re.compile(text)
+    except (re.error, OverflowError, RecursionError, Warning) as error:
+        message = "a regular expression is needed ({reason})"
+        raise PydanticCustomError("regex", message, {"reason": str(error)}) from None
+    return text
+
+
 Length = Annotated[
     Duration, BeforeValidator(_duration), PlainSerializer(str, return_type=str), Field(description="duration")
 ]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
+Pattern = Annotated[str, Field(min_length=1), AfterValidator(_regular_expression)]
 Integers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_list_as_tuple)]
 
 
@@ -80,6 +95,7 @@ class DataSection(Section):
       validation: share of each class held out where the source has no evaluation split of its own.
       split_seed: seed of the held-out share and of `per_class`; the run's seed leaves them alone.
       train_crop: how a training image of free size is cut: `random` (area and aspect, Inception's) or `center`.
+      on_device: keep the training set in the memory of the devices; for small sets of images of one size.
       max_undecodable: share of training records that may fail to decode before the run stops.
       workers: threads that read and decode; sets in memory need none.
     """
@@ -93,6 +109,7 @@ class DataSection(Section):
     validation: Annotated[Number, Field(gt=0, lt=1)] = 0.2
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     train_crop: Literal["random", "center"] = "random"
+    on_device: bool = False
     max_undecodable: Annotated[Number, Field(ge=0, le=1)] = 0.001
     workers: Annotated[int, Field(ge=1, le=256)] = 2
 
@@ -115,10 +132,46 @@ class ModelSection(Section):
     Attributes:
       name: a name that `pcls models list` shows.
       init: a run or bundle whose weights the training starts from; empty: from scratch.
+      dropout: share of features dropped before the head in training.
+      drop_path: stochastic depth: share of examples for which the last block's branch is dropped; it rises linearly
+        from 0 at the first block.
+      remat: what the backward pass keeps, for each stage of the network: `none` (all that it needs), `products`
+        (outputs of convolutions and matrix products; the rest is computed again) or `inputs` (of each block only);
+        empty: `none` for all.
     """
 
     name: Annotated[str, Field(min_length=1)] = "cnn28"
     init: str = ""
+    dropout: Fraction = 0.0
+    drop_path: Fraction = 0.0
+    remat: Annotated[tuple[Literal["none", "products", "inputs"], ...], BeforeValidator(_list_as_tuple)] = ()
+
+
+class BatchNormSection(Section):
+    """What BatchNorm normalises over, and what it remembers.
+
+    Attributes:
+      over: `global` (the whole batch over all devices; with `train.accumulate` one micro-batch of it), `groups` (of
+        `group_size` consecutive examples; needs no communication, and the same on any number of devices), or
+        `per_shard` (what lies on one device: the result depends on how many there are).
+      group_size: examples in a group, with `groups`.
+      momentum: share of the running statistics that a step keeps.
+      recalibrate: after the last step the running statistics are replaced by means over this length of training, taken
+        with the weights that are delivered; 0: not.
+    """
+
+    over: Literal["global", "groups", "per_shard"] = "global"
+    group_size: Annotated[int, Field(ge=0, le=2**24)] = 0
+    momentum: Fraction = 0.9
+    recalibrate: Length = Duration(0, "steps")
+
+    @model_validator(mode="after")
+    def _group_size_with_groups_only(self) -> BatchNormSection:
+        if self.over == "groups" and self.group_size < 1:
+            raise _broken_rule("batch_norm.group_size", "is 0 (number); groups need a size of 1 or more, such as 32")
+        if self.over != "groups" and self.group_size:
+            raise _broken_rule("batch_norm.group_size", "has an effect with batch_norm.over=groups only")
+        return self
 
 
 class TrainSection(Section):
@@ -128,60 +181,176 @@ class TrainSection(Section):
       duration: length of the training.
       batch_size: images in a global batch, over all devices.
       seed: of the initial weights, the order of records and the augmentation.
+      accumulate: micro-batches whose gradients are added up before the update; less memory, the same step.
       precision: type of activations; parameters and statistics are always float32.
+      loss: `softmax` (cross-entropy over the classes) or `sigmoid` (binary, of each class by itself).
       label_smoothing: share of the target spread over all classes.
+      sam_rho: length of the step against which sharpness-aware minimisation looks ahead, at twice the cost; 0: off.
       ema_decay: decay a step of the averaged weights that are then evaluated and delivered; 0: no average.
+      steps_per_dispatch: steps that are given to the devices at once, as one compiled loop; 0: 1 on CPU, where such a
+        loop runs convolutions ten times slower, and as the data allow elsewhere.
     """
 
     duration: Length = Duration(10, "epochs")
     batch_size: Annotated[int, Field(ge=1, le=2**24)] = 128
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    accumulate: Annotated[int, Field(ge=1, le=2**16)] = 1
     precision: Literal["float32", "bfloat16"] = "float32"
+    loss: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: Fraction = 0.0
+    sam_rho: Annotated[Number, Field(ge=0)] = 0.0
     ema_decay: Fraction = 0.0
+    steps_per_dispatch: Annotated[int, Field(ge=0, le=2**16)] = 0
 
 
-class LrScale(Section):
-    """One rule of `optimizer.lr_scale`: parameters whose path matches learn at `scale` times the rate.
+class ScaleRule(Section):
+    """One rule of `optimizer.lr_scale` or `optimizer.decay_scale`: what it does to parameters whose path matches.
 
     Attributes:
-      match: a regular expression searched for in paths such as `stage2/block1/conv1/kernel`.
-      scale: 0 keeps those parameters as they are.
+      match: a regular expression searched for in paths such as `stages/0/1/conv1/kernel`.
+      scale: the factor on their rate (0 keeps them as they are) or on their weight decay.
     """
 
-    match: Annotated[str, Field(min_length=1)]
+    match: Pattern
     scale: Annotated[Number, Field(ge=0)]
 
 
+ScaleRules = Annotated[tuple[ScaleRule, ...], BeforeValidator(_list_as_tuple)]
+
+# What each optimizer and each schedule can be told beside what all share, with its default; None: it must be told.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.9, "nesterov": True},
+    "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "lamb": {"b1": 0.9, "b2": 0.999, "eps": 1e-6},
+    "lars": {"momentum": 0.9, "trust_coefficient": 0.001, "eps": 1e-8},
+    "lion": {"b1": 0.9, "b2": 0.99},
+    "adafactor": {"decay_exponent": 0.8, "clipping_threshold": 1.0, "parameter_scale": True, "momentum": 0.0},
+    # EfficientNet's; TensorFlow itself starts from eps 1e-10 and no momentum.
+    "rmsprop": {"rms_decay": 0.9, "eps": 1e-3, "momentum": 0.9},
+    "muon": {"momentum": 0.95, "nesterov": True, "b1": 0.9, "b2": 0.999, "eps": 1e-8},
+}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "constant": {"warmup_start": 0.0},
+    "linear": {"warmup_start": 0.0, "end_lr": 0.0},
+    "cosine": {"warmup_start": 0.0, "end_lr": 0.0},
+    "step": {"warmup_start": 0.0, "step_every": None, "step_factor": 0.1},
+    "one_cycle": {"warmup_start": 0.04, "end_lr": 4e-6},
+    "wsd": {"warmup_start": 0.0, "end_lr": 0.0, "cooldown": None, "cooldown_shape": "linear"},
+}
+
+
 class OptimizerSection(Section):
-    """The update rule and its schedule: linear warm-up, then the decay.
+    """The update rule and its schedule.
+
+    An argument that is left out (null) has the default of its optimizer in `OPTIMIZERS` or of its schedule in
+    `SCHEDULES`; one that the optimizer or the schedule does not know is an error.
 
     Attributes:
-      name: `adam`, `adamw` or `sgd` (Nesterov momentum).
+      name: a key of `OPTIMIZERS`; what each does stands in `pcls.training.optimizers`.
       lr: the peak rate.
-      schedule: `cosine` (to 0 at the end) or `constant`, after the warm-up.
-      warmup: length of the linear rise from 0.
-      weight_decay: decoupled decay of parameters with two or more dimensions (kernels, not biases or scales).
-      momentum: of `sgd`.
+      lr_per_256: `lr` is meant for batches of 256 images, and multiplied by train.batch_size / 256.
+      schedule: what follows the warm-up, up to the last step: `constant`, `linear` and `cosine` (to `end_lr`), `step`
+        (times `step_factor` after every `step_every`), `one_cycle` (its rise is the warm-up, as a cosine; then as
+        `cosine`), `wsd` (the peak, then down to `end_lr` within `cooldown`).
+      warmup: length of the rise from `warmup_start` to the peak, linear but for `one_cycle`.
+      warmup_start: the rate at step 0 as a share of the peak.
+      end_lr: the rate at the end as a share of the peak.
+      step_every: distance of the drops, counted from step 0.
+      step_factor: what each drop leaves.
+      cooldown: length of the last phase of `wsd`.
+      cooldown_shape: of that phase: `linear`, or `1-sqrt` (1 less the root of its finished share).
+      weight_decay: of parameters with two or more dimensions (kernels, not biases or scales). With `sgd`, `lars` and
+        `rmsprop` it is L2, added to the gradient before momentum and scaling, as in torch; with the others decoupled.
+      decay_scale: ordered rules, the first match gives the factor on `weight_decay`; no match: 1 for parameters with
+        two or more dimensions, else 0.
+      momentum: of `sgd`, `lars`, `rmsprop`, `adafactor` and `muon`; 0: none.
+      nesterov: whether that momentum is Nesterov's.
+      b1: share of the mean gradient that a step keeps (with `lion` in the update only).
+      b2: share of the mean squared gradient that a step keeps; with `lion` that of the mean gradient.
+      eps: added to the denominator, within the root with `rmsprop`.
+      rms_decay: share of the mean squared gradient that a step of `rmsprop` keeps.
+      decay_exponent: of `adafactor`: step t keeps 1 - t**-decay_exponent of the mean squared gradient.
+      clipping_threshold: of `adafactor`: largest root mean square of a parameter's update.
+      parameter_scale: of `adafactor`: updates are multiplied by the root mean square of their parameter.
+      trust_coefficient: of `lars`.
       clip_norm: largest global norm of the gradient; 0: not clipped.
-      lr_scale: ordered rules, the first match wins, no match means 1.
+      adaptive_clip: largest norm of a unit's gradient as a share of the unit's norm, ahead of `clip_norm`; the head
+        is left alone; 0: not clipped.
+      lr_scale: ordered rules, the first match gives the factor on the rate, no match means 1.
     """
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: Literal["sgd", "adam", "adamw", "lamb", "lars", "lion", "adafactor", "rmsprop", "muon"] = "adam"
     lr: Annotated[Number, Field(gt=0)] = 1e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    lr_per_256: bool = False
+    schedule: Literal["constant", "linear", "cosine", "step", "one_cycle", "wsd"] = "cosine"
     warmup: Length = Duration(0, "epochs")
+    warmup_start: Annotated[Number, Field(ge=0, le=1)] | None = None
+    end_lr: Annotated[Number, Field(ge=0, le=1)] | None = None
+    step_every: Length | None = None
+    step_factor: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    cooldown: Length | None = None
+    cooldown_shape: Literal["linear", "1-sqrt"] | None = None
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0
-    momentum: Fraction = 0.9
+    decay_scale: ScaleRules = ()
+    momentum: Fraction | None = None
+    nesterov: bool | None = None
+    b1: Fraction | None = None
+    b2: Fraction | None = None
+    eps: Annotated[Number, Field(gt=0)] | None = None
+    rms_decay: Fraction | None = None
+    decay_exponent: Annotated[Number, Field(gt=0, le=1)] | None = None
+    clipping_threshold: Annotated[Number, Field(ge=1)] | None = None
+    parameter_scale: bool | None = None
+    trust_coefficient: Annotated[Number, Field(gt=0)] | None = None
     clip_norm: Annotated[Number, Field(ge=0)] = 0.0
-    lr_scale: Annotated[tuple[LrScale, ...], BeforeValidator(_list_as_tuple)] = ()
+    adaptive_clip: Annotated[Number, Field(ge=0)] = 0.0
+    lr_scale: ScaleRules = ()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the optimizer is told: what the recipe says, else its defaults."""
+        return self._filled(OPTIMIZERS[self.name])
+
+    @property
+    def schedule_arguments(self) -> dict[str, Any]:
+        """What the schedule is told: what the recipe says, else its defaults."""
+        return self._filled(SCHEDULES[self.schedule])
+
+    def _filled(self, defaults: dict[str, Any]) -> dict[str, Any]:
+        values = dict(self)
+        return {key: default if values[key] is None else values[key] for key, default in defaults.items()}
+
+    @model_validator(mode="after")
+    def _no_foreign_arguments(self) -> OptimizerSection:
+        for choice, table in ((self.name, OPTIMIZERS), (self.schedule, SCHEDULES)):
+            known = {key for defaults in table.values() for key in defaults}
+            for key, value in self:
+                if key in known - table[choice].keys() and value is not None:
+                    theirs = ", ".join(table[choice])
+                    raise _broken_rule(f"optimizer.{key}", f"has no effect with {choice}; its arguments: {theirs}")
+        return self
 
     @model_validator(mode="after")
     def _no_dead_options(self) -> OptimizerSection:
         if self.name == "adam" and self.weight_decay:
             raise _broken_rule("optimizer.weight_decay", "has no effect with adam; write optimizer.name=adamw")
-        if self.name != "sgd" and self.momentum != type(self).model_fields["momentum"].default:
-            raise _broken_rule("optimizer.momentum", "has an effect with optimizer.name=sgd only")
+        if self.decay_scale and not self.weight_decay:
+            raise _broken_rule("optimizer.decay_scale", "has no effect without optimizer.weight_decay")
+        if self.nesterov and self.arguments["momentum"] == 0:
+            raise _broken_rule("optimizer.nesterov", "has no effect with optimizer.momentum=0")
+        if self.warmup_start is not None and self.warmup.value == 0:
+            raise _broken_rule("optimizer.warmup_start", "has no effect without optimizer.warmup")
+        return self
+
+    @model_validator(mode="after")
+    def _phases_have_lengths(self) -> OptimizerSection:
+        if self.schedule == "one_cycle" and self.warmup.value == 0:
+            raise _broken_rule("optimizer.warmup", "is the rise of one_cycle and cannot be 0; write its length")
+        for key, value in self.schedule_arguments.items():
+            if value is None or (isinstance(value, Duration) and value.value == 0):
+                message = f"is needed with {self.schedule}; write a length such as 10 epochs"
+                raise _broken_rule(f"optimizer.{key}", message)
         return self
 
 
@@ -209,21 +378,60 @@ class CheckpointSection(Section):
     keep: Annotated[int, Field(ge=2)] = 2
 
 
+class ObserveSection(Section):
+    """Where the numbers go beside the run folder.
+
+    Attributes:
+      wandb: a project of Weights & Biases (`pip install 'pcls[wandb]'`); empty: none.
+    """
+
+    wandb: Annotated[str, Field(max_length=128)] = ""
+
+
+class ShardingRule(Section):
+    """One rule of `mesh.rules`.
+
+    Attributes:
+      match: a regular expression searched for in parameter paths such as `stages/0/1/conv1/kernel`.
+      over: of `fsdp` and `model`, the axes that matching parameters are split over; empty: every device holds them
+        whole.
+    """
+
+    match: Pattern
+    over: Annotated[tuple[Literal["fsdp", "model"], ...], BeforeValidator(_list_as_tuple)] = ()
+
+
 class MeshSection(Section):
-    """How devices are laid out. The batch is split over `data` and `fsdp`, parameters over `fsdp`.
+    """How devices are laid out, and what is split over them. The batch is always split over `data` and `fsdp`.
 
     Attributes:
       data: devices along the data axis; -1: all that are left.
-      fsdp: devices along the axis that parameters and optimizer state are split over.
+      fsdp: devices along the axis that parameters may be split over.
+      model: devices along the axis that channels are split over.
+      sharding: `replicated` (every device holds the whole state), `zero1` (optimizer state and averaged weights are
+        split over all devices), `fsdp` (parameters too, over the fsdp axis), or `auto`: `fsdp` where there is such an
+        axis, else `zero1`. With `rules` only `auto` (optimizer state lies as its parameter does) and `zero1`.
+      rules: ordered rules over parameter paths in place of the preset's, the first match wins, every parameter matched.
     """
 
     data: Annotated[int, Field(ge=-1)] = -1
     fsdp: Annotated[int, Field(ge=1)] = 1
+    model: Annotated[int, Field(ge=1)] = 1
+    sharding: Literal["auto", "replicated", "zero1", "fsdp"] = "auto"
+    rules: Annotated[tuple[ShardingRule, ...], BeforeValidator(_list_as_tuple)] = ()
 
     @model_validator(mode="after")
     def _data_is_not_zero(self) -> MeshSection:
         if self.data == 0:
             raise _broken_rule("mesh.data", "is 0 (number); a number of devices >= 1 is needed, or -1 for all")
+        return self
+
+    @model_validator(mode="after")
+    def _no_dead_options(self) -> MeshSection:
+        if self.rules and self.sharding not in ("auto", "zero1"):
+            raise _broken_rule("mesh.sharding", f"{self.sharding} has no effect beside mesh.rules; write auto or zero1")
+        if self.fsdp > 1 and not self.rules and self.sharding in ("replicated", "zero1"):
+            raise _broken_rule("mesh.fsdp", f"has no effect with mesh.sharding={self.sharding}; write auto or fsdp")
         return self
 
 
@@ -234,11 +442,22 @@ class Recipe(Section):
     data: DataSection = DataSection()
     augment: AugmentSection = AugmentSection()
     model: ModelSection = ModelSection()
+    batch_norm: BatchNormSection = BatchNormSection()
     train: TrainSection = TrainSection()
     optimizer: OptimizerSection = OptimizerSection()
     evaluate: EvaluateSection = EvaluateSection()
     checkpoint: CheckpointSection = CheckpointSection()
     mesh: MeshSection = MeshSection()
+    observe: ObserveSection = ObserveSection()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Recipe:
+        if self.train.batch_size % self.train.accumulate:
+            raise _broken_rule(
+                "train.accumulate",
+                f"is {self.train.accumulate} and does not divide train.batch_size={self.train.batch_size}",
+            )
+        return self
 
     @property
     def evaluation_batch_size(self) -> int:

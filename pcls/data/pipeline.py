@@ -35,6 +35,17 @@ class Batch(NamedTuple):
     epoch: Any
 
 
+class Places(NamedTuple):
+    """A batch of a set that lives on the devices.
+
+    Attributes:
+      record, epoch: [batch] int32, as in `Batch`.
+    """
+
+    record: Any
+    epoch: Any
+
+
 @contextmanager
 def training_batches(
     source: Source,
@@ -68,6 +79,13 @@ def training_batches(
 
     with _read_ahead(batch, steps, workers) as batches:
         yield batches
+
+
+def training_places(*, size: int, batch_size: int, rows: np.ndarray, seed: int, steps: range) -> Iterator[Places]:
+    """The same batches without their images, for a set of `size` records that lives on the devices."""
+    for step in steps:
+        records, epochs = records_of_step(step, batch_size=batch_size, size=size, seed=seed)
+        yield Places(records[rows].astype(np.int32), epochs[rows].astype(np.int32))
 
 
 @contextmanager

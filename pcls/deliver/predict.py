@@ -53,7 +53,7 @@ class Classifier:
         @jax.jit
         def probabilities(params: Arrays, stats: Arrays, images: jax.Array) -> jax.Array:
             inputs = normalise(images, bundle.preprocessing, dtype)
-            return jax.nn.softmax(definition.apply(params, stats, inputs, train=False)[0].astype(jnp.float32))
+            return jax.nn.softmax(definition.apply(params, stats, inputs)[0].astype(jnp.float32))
 
         self._probabilities = probabilities
 

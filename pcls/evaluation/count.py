@@ -35,17 +35,25 @@ class Predictions:
     probability: np.ndarray
 
 
-def make_evaluation_step(model: ModelDef, preprocessing: Preprocessing, precision: str) -> EvaluationStep:
+def make_evaluation_step(
+    model: ModelDef, preprocessing: Preprocessing, precision: str, loss: Callable[[Array, Array], Array]
+) -> EvaluationStep:
     """The evaluation step: `(params, stats, batch) -> numbers`.
 
-    `loss`, `top1`, `top5` and `weight` are sums over the batch (float32 scalars); `record`, `label`, `predicted`
-    ([batch] int32), `probability` (of the predicted class) and `counted` ([batch] float32) are those of each row.
+    Args:
+      model, preprocessing, precision: of the run.
+      loss: logits [batch, classes] and labels [batch] to [batch].
+
+    Returns:
+      The step, to be compiled. Of its numbers `loss`, `top1`, `top5` and `weight` are sums over the batch (float32
+      scalars); `record`, `label`, `predicted` ([batch] int32), `probability` (of the predicted class) and `counted`
+      ([batch] float32) are those of each row.
     """
     dtype = jnp.dtype(precision)
 
     def evaluation_step(params: Arrays, stats: Arrays, batch: Batch) -> dict[str, Array]:
         """Sums over the batch, and the numbers of each row."""
-        logits, _ = model.apply(params, stats, normalise(batch.image, preprocessing, dtype), train=False)
+        logits, _ = model.apply(params, stats, normalise(batch.image, preprocessing, dtype))
         log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
         own = jnp.take_along_axis(log_probabilities, batch.label[:, None], 1)
         # Classes that do not score lower, of equal ones those that come first: the rank that a stable sort would give.
@@ -54,7 +62,7 @@ def make_evaluation_step(model: ModelDef, preprocessing: Preprocessing, precisio
         ahead = ~(log_probabilities <= own) | ((log_probabilities == own) & earlier)
         rank = jnp.sum(ahead, -1)
         return {
-            "loss": -jnp.sum(jnp.where(batch.weight > 0, own[:, 0], 0)),
+            "loss": jnp.sum(jnp.where(batch.weight > 0, loss(logits, batch.label), 0)),
             "top1": jnp.sum((rank < 1) * batch.weight),
             "top5": jnp.sum((rank < 5) * batch.weight),
             "weight": jnp.sum(batch.weight),

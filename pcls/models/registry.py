@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from pcls.errors import UserError
 from pcls.models.classic import Cnn28, irnn28, rnn28
-from pcls.models.resnet import resnet18, resnet50
+from pcls.models.convnext import convnext_tiny
+from pcls.models.resnet import resnet18, resnet18_cifar, resnet50
 from pcls.nn.module import ModelDef
 
 
@@ -21,11 +24,13 @@ class Entry:
 
     Attributes:
       description: one line.
-      build: takes channels, classes, dtype and rngs, and height and width where `fixed_size` says so.
+      build: takes channels, classes, dtype and rngs, height and width where `fixed_size` says so, and its options.
       image_size: the customary height and width in pixels.
       min_size: the smallest height and width in pixels.
       channels, classes: the customary ones, for which `pcls models list` counts parameters.
       fixed_size: weights depend on the image size.
+      options: of `dropout`, `drop_path` and `remat`, those that it has.
+      stages: that `remat` speaks of.
     """
 
     description: str
@@ -34,15 +39,25 @@ class Entry:
     min_size: int
     channels: int
     classes: int
-    fixed_size: bool
+    fixed_size: bool = False
+    options: frozenset[str] = frozenset()
+    stages: int = 0
 
+
+_classic = partial(Entry, image_size=28, channels=1, classes=10, fixed_size=True)
+_staged = partial(Entry, channels=3, options=frozenset(("dropout", "drop_path", "remat")), stages=4)
+_imagenet = partial(_staged, image_size=224, min_size=32, classes=1000)
 
 MODELS: dict[str, Entry] = {
-    "cnn28": Entry("two convolutions and two dense layers", Cnn28, 28, 10, 1, 10, True),
-    "rnn28": Entry("simple recurrent network (tanh) over the rows of the image", rnn28, 28, 2, 1, 10, True),
-    "irnn28": Entry("the same with ReLU and an identity start (Le et al. 2015)", irnn28, 28, 2, 1, 10, True),
-    "resnet18": Entry("residual network, 18 layers (He et al. 2015)", resnet18, 224, 32, 3, 1000, False),
-    "resnet50": Entry("residual network, 50 layers, bottlenecks (He et al. 2015)", resnet50, 224, 32, 3, 1000, False),
+    "cnn28": _classic("two convolutions and two dense layers", Cnn28, min_size=10, options=frozenset(("dropout",))),
+    "rnn28": _classic("simple recurrent network (tanh) over the rows of the image", rnn28, min_size=2),
+    "irnn28": _classic("the same with ReLU and an identity start (Le et al. 2015)", irnn28, min_size=2),
+    "resnet18": _imagenet("residual network, 18 layers (He et al. 2015)", resnet18),
+    "resnet18_cifar": _staged(
+        "the same with a stem for small images", resnet18_cifar, image_size=32, min_size=8, classes=10
+    ),
+    "resnet50": _imagenet("residual network, 50 layers, bottlenecks (He et al. 2015)", resnet50),
+    "convnext_tiny": _imagenet("ConvNeXt-T: depthwise 7 x 7, layer normalisation (Liu et al. 2022)", convnext_tiny),
 }
 
 
@@ -56,12 +71,28 @@ def model_entry(name: str) -> Entry:
 
 
 def define_model(
-    name: str, *, height: int, width: int, channels: int, classes: int, precision: str = "float32"
+    name: str,
+    *,
+    height: int,
+    width: int,
+    channels: int,
+    classes: int,
+    precision: str = "float32",
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    remat: Sequence[str] = (),
 ) -> ModelDef:
     """A model for images of a size, without its arrays.
 
+    Args:
+      name: of the registry.
+      height, width, channels, classes: of images and logits.
+      precision: type of the computation.
+      dropout, drop_path: shares dropped in training; 0: none.
+      remat: what each stage's blocks keep for the backward pass; empty: all that it needs.
+
     Raises:
-      UserError: unknown name, or images too small for it.
+      UserError: unknown name, images too small for it, or an option that it does not have.
     """
     entry = model_entry(name)
     if min(height, width) < entry.min_size:
@@ -69,9 +100,23 @@ def define_model(
             f"{name} needs images of {entry.min_size} x {entry.min_size} or more, and these are {height} x {width}; "
             f"set data.image_size, for example to {entry.image_size}"
         )
+    options = {key: value for key, value in (("dropout", dropout), ("drop_path", drop_path), ("remat", remat)) if value}
+    _check_options(name, entry, options)
     size = {"height": height, "width": width} if entry.fixed_size else {}
     dtype = jnp.dtype(precision)
-    return ModelDef.of(lambda rngs: entry.build(**size, channels=channels, classes=classes, dtype=dtype, rngs=rngs))
+    return ModelDef.of(
+        lambda rngs: entry.build(**size, **options, channels=channels, classes=classes, dtype=dtype, rngs=rngs)
+    )
+
+
+def _check_options(name: str, entry: Entry, options: dict[str, Any]) -> None:
+    for key in options:
+        if key not in entry.options:
+            having = ", ".join(other for other, facts in MODELS.items() if key in facts.options)
+            raise UserError(f"model.{key} has no effect with {name}; models that have it: {having}")
+    remat = options.get("remat")
+    if remat and len(remat) != entry.stages:
+        raise UserError(f"model.remat has {len(remat)} entries; {name} has {entry.stages} stages: write one for each")
 
 
 def customary_model(name: str) -> ModelDef:

@@ -7,9 +7,62 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from pcls.nn.platform import target_platform
 from pcls.nn.pooling import max_pool_2x2
+from pcls.nn.remat import named_product
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+class Conv(nnx.Module):
+    """A convolution with square kernel, padded by half of it on every side, as public weights expect.
+
+    (SAME padding would put a strided convolution's odd row of zeros on the other side.)
+
+    Args:
+      inputs, outputs: channels.
+      size: of the kernel.
+      stride: on both axes.
+      pad: rows of zeros on every side; None: half of the kernel.
+      groups: inputs and outputs are split into this many, each with its own kernel; `inputs`: depthwise.
+      bias: whether a bias is added.
+      kernel_init: of the kernel.
+      dtype: of the computation; parameters are float32.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        pad: int | None = None,
+        groups: int = 1,
+        bias: bool = False,
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, inputs // groups, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
+        self.stride = stride
+        self.pad = size // 2 if pad is None else pad
+        self.groups = groups
+        self.dtype = dtype
+
+    def __call__(self, x: Array) -> Array:
+        """[batch, height, width, inputs] to [batch, ceil(height / stride), ceil(width / stride), outputs]."""
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            (self.stride, self.stride),
+            ((self.pad, self.pad), (self.pad, self.pad)),
+            dimension_numbers=_LAYOUT,
+            feature_group_count=self.groups,
+        )
+        y = named_product(y)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
 class ConvPool(nnx.Module):
@@ -33,7 +86,7 @@ class ConvPool(nnx.Module):
         """[batch, height, width, inputs] to [batch, (height - size + 1) // 2, (width - size + 1) // 2, outputs]."""
         # A last odd row or column would be left out by the pooling: without it conv2 of cnn28 has a sixth less to do.
         even = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2].astype(self.dtype)
-        few_inputs_on_cpu = self.kernel.shape[2] <= 4 and jax.default_backend() == "cpu"
+        few_inputs_on_cpu = self.kernel.shape[2] <= 4 and target_platform() == "cpu"
         convolve = _convolve_few_inputs if few_inputs_on_cpu else _convolve
         pooled = max_pool_2x2(convolve(even, self.kernel[...].astype(self.dtype)))
         return nnx.relu(pooled + self.bias[...].astype(self.dtype))

@@ -10,6 +10,8 @@ import jax
 from flax import nnx
 from jax import Array
 
+from pcls.nn.training import TrainingPass
+
 # `layer1/0/conv1/kernel` -> array. Flat, so that a rule over parameter paths is a dict comprehension, and a weight
 # file is the dict itself.
 Arrays = dict[str, Any]
@@ -45,10 +47,12 @@ class ModelDef:
         _, params, stats = _split(self.build(key))
         return params, stats
 
-    def apply(self, params: Arrays, stats: Arrays, images: Array, *, train: bool) -> tuple[Array, Arrays]:
-        """Logits [batch, classes] and the statistics after this batch (the same ones when not training)."""
+    def apply(
+        self, params: Arrays, stats: Arrays, images: Array, training: TrainingPass | None = None
+    ) -> tuple[Array, Arrays]:
+        """Logits [batch, classes], and the statistics: of this batch alone when training, else the given ones."""
         model = nnx.merge(self.graph, _nested(params), _nested(stats))
-        logits = model(images, train=train)
+        logits = model(images, training)
         return logits, _flat(nnx.state(model, nnx.BatchStat))
 
     @property

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pcls.nn.platform import target_platform
+
 
 def max_pool_2x2(x: Array) -> Array:
     """Maximum over blocks of 2 x 2; an odd last row or column is left out. Of equal values the first gets the gradient.
@@ -60,7 +62,7 @@ def max_pool_3x3_stride_2(x: Array) -> Array:
     Returns:
       [batch, (height + 1) // 2, (width + 1) // 2, channels].
     """
-    if jax.default_backend() != "cpu":
+    if target_platform() != "cpu":
         padding = ((0, 0), (1, 1), (1, 1), (0, 0))
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
     # Nine strided views and their maximum: the same numbers without select-and-scatter in the gradient.

@@ -1,4 +1,4 @@
-"""Metric rows to metrics.jsonl, metrics.csv and TensorBoard."""
+"""Metric rows to metrics.jsonl, metrics.csv, TensorBoard, and Weights & Biases where asked for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pcls.errors import UserError
 
 JSONL, CSV, TENSORBOARD = "metrics.jsonl", "metrics.csv", "tensorboard"
 COLUMNS = (
@@ -22,7 +24,15 @@ COLUMNS = (
     "undecodable",
     "lr",
     "images_per_second",
+    "mfu",
     "data_wait",
+    "seconds",
+    "goodput",
+    "lost_to_compile",
+    "lost_to_idle",
+    "lost_to_data",
+    "lost_to_checkpoint",
+    "lost_to_evaluation",
 )
 
 
@@ -84,6 +94,41 @@ class MetricFiles:
                 filename_suffix=f".from{self._start}",
             )
         return self._tensorboard
+
+
+class Wandb:
+    """Sends rows to Weights & Biases; its key, server and mode come from its own settings, never from the recipe.
+
+    Args:
+      project: its name there.
+      folder: of the run; its name is the run's.
+      config: the recipe, flat.
+
+    Raises:
+      UserError: the package is missing, or will not start.
+    """
+
+    def __init__(self, project: str, folder: Path, config: Mapping[str, Any]):
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("observe.wandb needs the package wandb: pip install 'pcls[wandb]'") from error
+        try:
+            # The folder's name as id: a resumed run goes on in the same place.
+            self._run = wandb.init(
+                project=project, id=folder.name, name=folder.name, dir=str(folder), config=dict(config), resume="allow"
+            )
+        except (wandb.errors.Error, OSError) as error:
+            raise UserError(f"observe.wandb: {error}; leave it empty, or set WANDB_MODE=offline") from error
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Sends one row; `kind` and `step` are needed."""
+        values = {f"{row['kind']}/{name}": value for name, value in row.items() if name not in ("kind", "step")}
+        self._run.log(values, step=row["step"])
+
+    def close(self) -> None:
+        """Waits until everything is sent."""
+        self._run.finish()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

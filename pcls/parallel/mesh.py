@@ -1,45 +1,74 @@
-"""The device mesh and the shardings of batch and state."""
+"""The device mesh, and how a batch lies on it."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pcls.errors import UserError
 
-DATA, FSDP = "data", "fsdp"
+# The batch is split over data and fsdp, parameters over fsdp by choice, channels over model.
+DATA, FSDP, MODEL = AXES = ("data", "fsdp", "model")
+BATCH_AXES = (DATA, FSDP)
 
 
-def make_mesh(data: int, fsdp: int) -> Mesh:
-    """All devices of all processes as data x fsdp.
+def make_mesh(data: int, fsdp: int = 1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices as data x fsdp x model.
+
+    Slices of a multi-slice TPU job lie along the data axis: the network between them is slow, and the data axis asks
+    least of it.
 
     Args:
-      data: devices along the data axis; -1: all that `fsdp` leaves.
-      fsdp: devices along the fsdp axis.
+      data, fsdp, model: devices along each axis; one `data` of -1 takes all that the others leave.
+      devices: those to use; None: all of all processes.
 
     Raises:
-      UserError: the two do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices, or `data` does not divide by the slices.
     """
-    devices = jax.device_count()
-    rows = devices // fsdp if data == -1 else data
-    if rows * fsdp != devices:
+    devices = jax.devices() if devices is None else devices
+    rows = len(devices) // (fsdp * model) if data == -1 else data
+    if rows * fsdp * model != len(devices):
         raise UserError(
-            f"mesh.data={data} and mesh.fsdp={fsdp} do not multiply to the {devices} devices here; "
-            "set mesh.data=-1 for all that are left, and mesh.fsdp to a divisor"
+            f"mesh.data={data}, mesh.fsdp={fsdp} and mesh.model={model} do not multiply to the {len(devices)} devices "
+            "here; set mesh.data=-1 for all that are left, and the others to divisors"
         )
-    return jax.make_mesh((rows, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))
+    return Mesh(_arranged((rows, fsdp, model), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices in the order that suits their network."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    rows, fsdp, model = shape
+    if rows % slices:
+        raise UserError(
+            f"the data axis of {rows} does not divide by the {slices} slices; "
+            f"set mesh.fsdp and mesh.model so that data (devices / (fsdp * model)) is a multiple of {slices}"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (rows // slices, fsdp, model), (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
+
+
+def shard_count(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
-    """UserError unless every device gets the same number of images."""
-    if batch_size % mesh.size:
-        lower = batch_size // mesh.size * mesh.size
-        choices = f"{lower} or {lower + mesh.size}" if lower else str(mesh.size)
-        raise UserError(f"{key} is {batch_size} and does not divide by the {mesh.size} devices; write {choices}")
+    """UserError unless every part of the batch has the same number of images."""
+    shards = shard_count(mesh)
+    if batch_size % shards:
+        lower = batch_size // shards * shards
+        choices = f"{lower} or {lower + shards}" if lower else str(shards)
+        raise UserError(f"{key} is {batch_size} and does not divide by the {shards} devices; write {choices}")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -48,27 +77,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis split over all devices."""
-    return NamedSharding(mesh, P((DATA, FSDP)))
-
-
-def state_shardings(mesh: Mesh, state: Any) -> Any:
-    """A sharding for every leaf of a state: its largest axis that divides is split over fsdp.
-
-    Args:
-      mesh: data x fsdp.
-      state: a pytree of arrays or their shapes.
-    """
-    return jax.tree.map(lambda leaf: _fsdp_sharding(mesh, leaf.shape), state)
-
-
-def _fsdp_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    size = mesh.shape[FSDP]
-    fitting = [axis for axis in range(len(shape)) if shape[axis] % size == 0]
-    if size == 1 or not fitting:
-        return replicated(mesh)
-    largest = max(fitting, key=lambda axis: shape[axis])
-    return NamedSharding(mesh, P(*(FSDP if axis == largest else None for axis in range(len(shape)))))
+    """The first axis split over data and fsdp."""
+    return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:

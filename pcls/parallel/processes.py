@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,21 +17,44 @@ from jax.sharding import NamedSharding
 from pcls.errors import UserError
 
 
-def join(coordinator: str, processes: int, index: int) -> None:
+def join(coordinator: str, processes: int, index: int, *, timeout: int) -> None:
     """Joins this process to the others; call it before anything touches a device.
 
     Args:
       coordinator: host:port of process 0, or `auto` on a cluster that jax detects (TPU VM, Slurm, Open MPI, GKE).
       processes, index: how many there are and which this is; with `auto` they are detected.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      UserError: no cluster was detected, or the address is of no use. Where they do not meet in time the process ends
+        with the same exit code and one line.
     """
+    detected = coordinator == "auto"
+    address, count, own = (None, None, None) if detected else (coordinator, processes, index)
+    others = "other" if detected else f"{processes - 1} other"
+    # jax would end the process at its own timeout by an abort with a stack trace, which no caller can catch.
+    watchdog = threading.Timer(
+        timeout,
+        _give_up,
+        (
+            f"the {others} processes did not meet this one at {coordinator} within {timeout} s; check that each was "
+            "started, with this address and its own --process, or give them longer: --join-timeout SECONDS",
+        ),
+    )
+    watchdog.daemon = True
+    watchdog.start()
     try:
-        if coordinator == "auto":
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(coordinator, processes, index)
+        jax.distributed.initialize(address, count, own, initialization_timeout=timeout + 60)
     except (RuntimeError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"the {processes or ''} processes did not meet at {coordinator}: {first_line}") from error
+        raise UserError(f"cannot join the other processes at {coordinator}: {first_line}") from error
+    finally:
+        watchdog.cancel()
+
+
+def _give_up(message: str) -> None:
+    print(f"pcls: {message}", file=sys.stderr, flush=True)
+    os._exit(UserError.exit_code)
 
 
 def is_main() -> bool:
@@ -38,16 +66,25 @@ def place(arrays: Any, sharding: NamedSharding, batch_size: int) -> Any:
     """Makes what a compiled step takes out of this process's rows.
 
     Args:
-      arrays: a pytree of arrays [rows, ...].
-      sharding: of the batch axis.
+      arrays: a pytree of arrays [rows, ...], or [steps, rows, ...] where the sharding has it so.
+      sharding: of the batch axis, the last that it speaks of.
       batch_size: rows of all processes together.
     """
     if jax.process_count() == 1:
         # A compiled step places host arrays by its own shardings, in 0.1 ms less than device_put.
         return arrays
-    return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:])), arrays
-    )
+    axis = len(sharding.spec) - 1
+
+    def whole(rows: np.ndarray) -> jax.Array:
+        shape = (*rows.shape[:axis], batch_size, *rows.shape[axis + 1 :])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+    return jax.tree.map(whole, arrays)
+
+
+def everywhere(arrays: Any, sharding: NamedSharding) -> Any:
+    """Puts host arrays that are the same in every process whole on every device; `sharding` is the replicated one."""
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array, array.shape), arrays)
 
 
 def agreed(value: int) -> int:
@@ -55,6 +92,21 @@ def agreed(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
+
+
+def differing(values: Mapping[str, Any]) -> list[str]:
+    """The names whose value is not the same in every process; none with one process.
+
+    Args:
+      values: the same names in the same order everywhere.
+    """
+    if jax.process_count() == 1:
+        return []
+    digests = [hashlib.sha256(repr(value).encode()).digest() for value in values.values()]
+    mine = np.frombuffer(b"".join(digests), np.uint32).reshape(len(digests), -1)
+    everyone = np.asarray(multihost_utils.process_allgather(mine))
+    same = (everyone == everyone[0]).all((0, 2))
+    return [name for name, is_same in zip(values, same, strict=True) if not is_same]
 
 
 def barrier(name: str) -> None:

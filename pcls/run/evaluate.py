@@ -21,6 +21,7 @@ from pcls.parallel.mesh import replicated
 from pcls.parallel.processes import agreed, is_main, place
 from pcls.run.folder import RunFolder
 from pcls.run.setup import Setup, prepare, tune_process
+from pcls.training.losses import LOSSES
 
 EVALUATION, PREDICTIONS, PREPROCESSING = "evaluation.json", "predictions.npz", "preprocessing.json"
 
@@ -30,8 +31,10 @@ class Evaluator:
 
     def __init__(self, setup: Setup):
         self._setup = setup
-        step = make_evaluation_step(setup.model, setup.dataset.preprocessing, setup.recipe.train.precision)
-        shardings = setup.state_shardings
+        train, shardings = setup.recipe.train, setup.state_shardings
+        step = make_evaluation_step(setup.model, setup.dataset.preprocessing, train.precision, LOSSES[train.loss])
+        # Once an evaluation: averaged weights may be split over all devices.
+        self.gathered = jax.jit(lambda arrays: arrays, out_shardings=(shardings.params, shardings.stats))
         self._step = jax.jit(
             step,
             in_shardings=(shardings.params, shardings.stats, setup.batch_sharding),
@@ -42,7 +45,7 @@ class Evaluator:
     def __call__(self, params: Arrays, stats: Arrays) -> tuple[Evaluation, Predictions]:
         """Evaluates these weights."""
         dataset = self._setup.dataset
-        outputs = self._outputs(params, stats)
+        outputs = self._outputs(*self.gathered((params, stats)))
         return count(outputs, size=len(dataset.evaluation), class_names=dataset.class_names)
 
     def _outputs(self, params: Arrays, stats: Arrays) -> Iterator[dict[str, Array]]:

@@ -1,93 +1,33 @@
-"""A recipe put together: data, mesh, model, optimizer and plan, all checked before anything is written."""
+"""A recipe put together with its data, all checked before anything is written; settings of the process."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 from dataclasses import dataclass
-from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh, NamedSharding
 
 from pcls.config import Recipe
 from pcls.data.dataset import Dataset, open_dataset
 from pcls.data.preprocessing import Preprocessing
-from pcls.models.registry import define_model
-from pcls.nn.module import Arrays, ModelDef
-from pcls.parallel.mesh import batch_sharding, check_batch_size, local_rows, make_mesh, replicated, state_shardings
-from pcls.training.loop import Plan
-from pcls.training.optimizers import learning_rate, make_optimizer
-from pcls.training.state import TrainState, init_state, state_of
-from pcls.training.step import TrainStep, compiled_train_step, make_train_step
-
-# A run leaves at most about this many training rows in its metric files, each a mean over this many steps or more.
-LOG_ROWS, MIN_LOG_STEPS = 500, 10
+from pcls.errors import UserError
+from pcls.parallel.mesh import replicated
+from pcls.parallel.processes import everywhere
+from pcls.training.program import Program, make_program
+from pcls.training.resident import Images
 
 # glibc's numbers for mallopt.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 @dataclass(frozen=True)
-class Setup:
-    """All that a run is made of; no array lives yet."""
+class Setup(Program):
+    """The program of a recipe, and the data that it runs on."""
 
-    recipe: Recipe
     dataset: Dataset
-    mesh: Mesh
-    model: ModelDef
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
-    plan: Plan
-
-    @cached_property
-    def batch_sharding(self) -> NamedSharding:
-        """Of every array of a batch."""
-        return batch_sharding(self.mesh)
-
-    @cached_property
-    def state_shapes(self) -> TrainState:
-        """Shape, type and sharding of every leaf of the state."""
-        shapes = jax.eval_shape(self._init)
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            state_shardings(self.mesh, shapes),
-        )
-
-    @cached_property
-    def state_shardings(self) -> Any:
-        """The shardings of the state."""
-        return jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes)
-
-    def rows(self, batch_size: int) -> np.ndarray:
-        """The rows of a global batch that this process feeds."""
-        return local_rows(self.batch_sharding, batch_size)
-
-    def initial_state(self, weights: tuple[Arrays, Arrays] | None = None) -> TrainState:
-        """The state before the first step, every leaf made where it lives.
-
-        Args:
-          weights: parameters and statistics on the host to start from; None: drawn from the seed.
-        """
-        if weights is None:
-            return jax.jit(self._init, out_shardings=self.state_shardings)()
-        ema, seed = self.recipe.train.ema_decay > 0, self.recipe.train.seed
-        start = partial(state_of, optimizer=self.optimizer, seed=seed, ema=ema)
-        return jax.jit(start, out_shardings=self.state_shardings)(*weights)
-
-    def train_step(self) -> TrainStep:
-        """The compiled training step."""
-        step = make_train_step(self.model, self.optimizer, self.recipe, self.dataset.preprocessing)
-        return compiled_train_step(step, self.state_shardings, self.batch_sharding, replicated(self.mesh))
-
-    def _init(self) -> TrainState:
-        ema = self.recipe.train.ema_decay > 0
-        return init_state(self.model, self.optimizer, self.recipe.train.seed, ema=ema)
 
 
 def prepare(recipe: Recipe, preprocessing: Preprocessing | None = None) -> Setup:
@@ -100,37 +40,40 @@ def prepare(recipe: Recipe, preprocessing: Preprocessing | None = None) -> Setup
     Raises:
       UserError: one line that says what does not fit.
     """
-    mesh = make_mesh(recipe.mesh.data, recipe.mesh.fsdp)
-    check_batch_size("train.batch_size", recipe.train.batch_size, mesh)
-    check_batch_size("evaluate.batch_size", recipe.evaluation_batch_size, mesh)
     dataset = open_dataset(recipe.data, preprocessing)
-    model = define_model(
-        recipe.model.name,
-        height=dataset.preprocessing.height,
-        width=dataset.preprocessing.width,
-        channels=dataset.preprocessing.channels,
-        classes=len(dataset.class_names),
-        precision=recipe.train.precision,
-    )
-    plan = make_plan(recipe, len(dataset.train))
-    warmup = recipe.optimizer.warmup.steps(plan.epoch_steps)
-    schedule = learning_rate(recipe.optimizer, warmup_steps=warmup, steps=plan.steps)
-    optimizer = make_optimizer(recipe.optimizer, schedule, model.params)
-    return Setup(recipe, dataset, mesh, model, schedule, optimizer, plan)
+    classes, records = len(dataset.class_names), len(dataset.train)
+    program = make_program(recipe, dataset.preprocessing, classes=classes, records=records)
+    return Setup(**vars(program), dataset=dataset)
 
 
-def make_plan(recipe: Recipe, records: int) -> Plan:
-    """The recipe's durations in steps."""
-    epoch_steps = records / recipe.train.batch_size
-    steps = recipe.train.duration.steps(epoch_steps)
-    return Plan(
-        steps=steps,
-        epoch_steps=epoch_steps,
-        batch_size=recipe.train.batch_size,
-        evaluate_every=max(1.0, recipe.evaluate.every.exact_steps(epoch_steps)),
-        save_every=max(1.0, recipe.checkpoint.every.exact_steps(epoch_steps)),
-        log_every=max(MIN_LOG_STEPS, steps // LOG_ROWS),
-    )
+def images_on_devices(setup: Setup) -> Images:
+    """The whole training set, on every device.
+
+    Raises:
+      UserError: files that are cut anew each epoch, images that cannot be decoded, or more than the memory holds.
+    """
+    dataset, size = setup.dataset, len(setup.dataset.train)
+    if dataset.workers and setup.recipe.data.train_crop == "random":
+        raise UserError(
+            "data.on_device keeps each image once, and data.train_crop=random cuts it anew each epoch; "
+            "write data.train_crop=center, or data.on_device=false"
+        )
+    image = setup.preprocessing
+    needed = size * image.height * image.width * image.channels
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    if memory and needed > memory // 2:
+        raise UserError(
+            f"data.on_device: the {size:,} images take {needed / 1e9:.1f} GB, more than half of a device's "
+            f"{memory / 1e9:.1f} GB; write data.on_device=false"
+        )
+    records = dataset.train.read(np.arange(size), image, None)
+    if not records.decoded.all():
+        bad = int(np.flatnonzero(~records.decoded)[0])
+        raise UserError(
+            f"{dataset.train.name(bad)} {dataset.train.failure(bad, image)}; data.on_device needs every image; "
+            "mend or remove the file"
+        )
+    return everywhere(Images(records.images, records.labels), replicated(setup.mesh))
 
 
 def tune_process() -> None:

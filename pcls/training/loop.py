@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from pcls.config.duration import round_half_up
-from pcls.data.pipeline import Batch
 from pcls.errors import Diverged
 from pcls.training.state import TrainState
-from pcls.training.step import Metrics, TrainStep
+from pcls.training.step import Metrics
+
+# Takes the state and a placed batch.
+Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 # Steps in a row without a finite loss and gradient. One such step is skipped; so many do not come back by themselves.
 MAX_NOT_FINITE = 20
@@ -28,6 +32,7 @@ class Plan:
       steps: of the whole run.
       epoch_steps: records / batch size, a fraction where they do not divide.
       batch_size: images in a global step.
+      at_once: steps given to the devices together, where nothing is due in between.
       evaluate_every, save_every, log_every: steps, 1 or more; fractions where an epoch is one.
     """
 
@@ -37,23 +42,37 @@ class Plan:
     evaluate_every: float
     save_every: float
     log_every: float
+    at_once: int = 1
+
+    def next_due(self, step: int, every: float) -> int:
+        """The first step after `step` that a multiple of `every`, rounded, falls on; all is due after the last step."""
+        multiples = (round_half_up(n * every) for n in itertools.count(int(step / every)))
+        return min(self.steps, next(multiple for multiple in multiples if multiple > step))
 
     def due(self, step: int, every: float) -> bool:
-        """Whether a multiple of `every`, rounded, falls on this step; after the last step all is due."""
-        return step == self.steps or step == round_half_up(round_half_up(step / every) * every)
+        """Whether a multiple of `every`, rounded, falls on this step."""
+        return self.next_due(step - 1, every) == step
+
+    def together(self, step: int) -> int:
+        """How many steps after `step` to dispatch at once: `at_once`, or 1 on the way to what is due sooner."""
+        due = min(self.next_due(step, self.evaluate_every), self.next_due(step, self.save_every))
+        return self.at_once if step + self.at_once <= due else 1
 
 
 class Hooks(Protocol):
     """What the loop calls out to."""
 
-    def place(self, batch: Batch) -> Batch:
-        """Brings a host batch to the devices."""
+    def place(self, batch: Any) -> Any:
+        """Brings a host batch, or several of them stacked, to the devices."""
 
     def progress(self, meter: Meter, step: int) -> None:
-        """Called after every step; shows the meter's numbers when it is time to."""
+        """Called after every dispatch; shows the meter's numbers when it is time to."""
 
     def log(self, row: dict[str, Any]) -> None:
         """Keeps a training row."""
+
+    def finish(self, state: TrainState) -> TrainState:
+        """Called after the last step, before its evaluation; returns the state to evaluate and to keep."""
 
     def evaluate(self, state: TrainState, step: int) -> float:
         """Evaluates, keeps and shows the result; returns top-1."""
@@ -66,13 +85,14 @@ class Hooks(Protocol):
 
 
 def train_loop(
-    state: TrainState, train_step: TrainStep, batches: Iterator[Batch], plan: Plan, hooks: Hooks
+    state: TrainState, train_step: Step, train_steps: Step, batches: Iterator[Any], plan: Plan, hooks: Hooks
 ) -> tuple[TrainState, bool]:
     """Trains from the state's step to the plan's last.
 
     Args:
       state: its buffers are given up to the first step.
-      train_step: compiled.
+      train_step: compiled; takes a batch.
+      train_steps: the same for `plan.at_once` batches, stacked.
       batches: of the steps from the state's on.
       plan: when to do what.
       hooks: what to do it with.
@@ -83,17 +103,21 @@ def train_loop(
     Raises:
       Diverged: too many steps in a row whose loss or gradient was not finite.
     """
-    first = int(state.step) + 1
+    step = int(state.step)
     meter = Meter(plan)
-    for step in range(first, plan.steps + 1):
+    while step < plan.steps:
+        first, count = step, plan.together(step)
         with meter.waiting():
-            batch = next(batches)
-        state, metrics = train_step(state, hooks.place(batch))
-        # One step late: the devices are busy with this step while the host reads the last one's numbers.
-        meter.count(step, metrics)
+            batch = next(batches) if count == 1 else _stacked(batches, count)
+        state, metrics = (train_step if count == 1 else train_steps)(state, hooks.place(batch))
+        step += count
+        # One dispatch late: the devices are busy with this one while the host reads the last one's numbers.
+        meter.count(step, count, metrics)
         hooks.progress(meter, step)
-        if plan.due(step, plan.log_every) and meter.has_numbers:
+        if plan.next_due(first, plan.log_every) <= step and meter.has_numbers:
             hooks.log(meter.row(step))
+        if step == plan.steps:
+            state = hooks.finish(state)
         if plan.due(step, plan.evaluate_every):
             with meter.paused():
                 state = state.with_best(hooks.evaluate(state, step))
@@ -103,6 +127,10 @@ def train_loop(
         if stopping:
             return state, False
     return state, True
+
+
+def _stacked(batches: Iterator[Any], count: int) -> Any:
+    return jax.tree.map(lambda *parts: np.stack(parts), *itertools.islice(batches, count))
 
 
 class Meter:
@@ -134,9 +162,9 @@ class Meter:
         yield
         self._start += time.perf_counter() - start
 
-    def count(self, step: int, metrics: Metrics) -> None:
-        """Takes a step's metrics and reads those of the step before; the last step's are read at once."""
-        self._steps += 1
+    def count(self, step: int, count: int, metrics: Metrics) -> None:
+        """Takes the metrics of `count` steps up to `step` and reads those before; the last are read at once."""
+        self._steps += count
         self._read()
         self._late = metrics
         if step == self._plan.steps:
@@ -145,17 +173,20 @@ class Meter:
     def _read(self) -> None:
         if self._late is None:
             return
-        values = {name: float(value) for name, value in jax.device_get(self._late).items()}
+        late = {name: np.atleast_1d(value) for name, value in jax.device_get(self._late).items()}
         self._late = None
-        self._not_finite = 0 if values["finite"] else self._not_finite + 1
-        if self._not_finite >= MAX_NOT_FINITE:
-            raise Diverged(
-                f"the loss or its gradient was not finite for {MAX_NOT_FINITE} steps in a row; "
-                "lower optimizer.lr, lengthen optimizer.warmup, or set optimizer.clip_norm"
-            )
-        self._sums["loss"] += values["loss"] * values["weight"]
-        self._sums["correct"] += values["correct"]
-        self._sums["weight"] += values["weight"]
+        for loss, correct, weight, finite in zip(
+            late["loss"], late["correct"], late["weight"], late["finite"], strict=True
+        ):
+            self._not_finite = 0 if finite else self._not_finite + 1
+            if self._not_finite >= MAX_NOT_FINITE:
+                raise Diverged(
+                    f"the loss or its gradient was not finite for {MAX_NOT_FINITE} steps in a row; "
+                    "lower optimizer.lr, lengthen optimizer.warmup, or set optimizer.clip_norm"
+                )
+            self._sums["loss"] += float(loss) * float(weight)
+            self._sums["correct"] += float(correct)
+            self._sums["weight"] += float(weight)
 
     @property
     def has_numbers(self) -> bool:

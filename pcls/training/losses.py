@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+# [batch, classes] logits, [batch] int32 labels and, if wanted, a share of smoothing to [batch] float32.
+Loss = Callable[..., Array]
 
-def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
+
+def softmax_cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
     """Softmax cross-entropy of each example, in nats, computed in float32.
 
     Args:
@@ -24,6 +29,15 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
     return -(1 - label_smoothing) * hit - label_smoothing * jnp.mean(log_probabilities, -1)
 
 
-def weighted_mean(values: Array, weights: Array) -> Array:
-    """Mean of [batch] values; 0 where all weights are 0."""
-    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1)
+def sigmoid_cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
+    """Binary cross-entropy of every class by itself, the mean over classes, in nats, computed in float32.
+
+    Arguments and result as in `softmax_cross_entropy`. Source: Beyer et al. 2020; the mean as in Wightman et al. 2021.
+    """
+    logits = logits.astype(jnp.float32)
+    hit = jax.nn.one_hot(labels, logits.shape[-1])
+    targets = (1 - label_smoothing) * hit + label_smoothing / logits.shape[-1]
+    return -jnp.mean(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits), -1)
+
+
+LOSSES: dict[str, Loss] = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}

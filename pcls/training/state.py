@@ -43,6 +43,10 @@ class TrainState:
         """The parameters and statistics that are evaluated and delivered: the averages where there are any."""
         return self.ema if self.ema is not None else (self.params, self.stats)
 
+    def with_deliverable_stats(self, stats: Arrays) -> TrainState:
+        """The state whose evaluated and delivered statistics are these."""
+        return replace(self, stats=stats) if self.ema is None else replace(self, ema=(self.ema[0], stats))
+
     def with_best(self, top1: float) -> TrainState:
         """The state after an evaluation."""
         return replace(self, best_top1=jnp.maximum(self.best_top1, jnp.float32(top1)))

@@ -1,50 +1,95 @@
-"""The compiled steps: pure functions of a state and a batch."""
+"""The compiled training step: a pure function of a state and a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import NamedSharding
 
 from pcls.config.schema import Recipe
 from pcls.data.augment import augment, normalise, record_keys
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 from pcls.nn.module import Arrays, ModelDef
-from pcls.training.losses import cross_entropy, weighted_mean
+from pcls.nn.training import TrainingPass
+from pcls.training.gradients import accumulated, sharpness_aware
+from pcls.training.losses import LOSSES
 from pcls.training.state import TrainState
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
+# The layers' own part of an example's key; the augmentation uses small numbers of it.
+MODEL_KEY = 1 << 16
+
+
+class Sums(NamedTuple):
+    """What a batch adds up to beside its loss.
+
+    Attributes:
+      correct: examples whose most probable class is theirs.
+      stats: statistics of the batch over its micro-batches.
+    """
+
+    correct: Array
+    stats: Arrays
+
 
 def make_train_step(
-    model: ModelDef, optimizer: optax.GradientTransformation, recipe: Recipe, preprocessing: Preprocessing
+    model: ModelDef,
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe,
+    preprocessing: Preprocessing,
+    *,
+    group_size: int | None = None,
+    update_shardings: Mapping[str, NamedSharding] | None = None,
 ) -> TrainStep:
     """The training step: `(state, batch) -> (state, metrics)`, to be compiled with the state donated.
 
     The metrics are float32 scalars: `loss` (mean), `correct` and `weight` (sums), `finite` (1 or 0).
+
+    Args:
+      model, optimizer, recipe, preprocessing: of the run.
+      group_size: examples that BatchNorm normalises over; None: the whole micro-batch.
+      update_shardings: where each parameter's update is computed; None: where the parameter lies.
     """
+    loss_of, accumulate = LOSSES[recipe.train.loss], recipe.train.accumulate
     dtype = jnp.dtype(recipe.train.precision)
 
-    def loss_fn(params: Arrays, state: TrainState, batch: Batch) -> tuple[Array, tuple[Arrays, Array]]:
-        key = jax.random.wrap_key_data(state.key)
-        images = augment(batch.image, record_keys(key, batch.epoch, batch.record), recipe.augment)
-        logits, stats = model.apply(params, state.stats, normalise(images, preprocessing, dtype), train=True)
-        losses = cross_entropy(logits, batch.label, recipe.train.label_smoothing)
-        correct = jnp.sum((logits.argmax(-1) == batch.label) * batch.weight)
-        return weighted_mean(losses, batch.weight), (stats, correct)
+    def summed_loss(params: Arrays, micro: tuple[Batch, Array]) -> tuple[Array, Sums]:
+        """A micro-batch's share of the mean loss."""
+        batch, keys = micro
+        images = normalise(augment(batch.image, keys, recipe.augment), preprocessing, dtype)
+        layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, MODEL_KEY))(keys)
+        # A training pass replaces the running statistics without reading them.
+        unread = {path: jnp.zeros(stat.shape, stat.dtype) for path, stat in model.stats.items()}
+        logits, stats = model.apply(params, unread, images, TrainingPass(layer_keys, group_size))
+        correct = jnp.sum((logits.argmax(-1) == batch.label) * (batch.weight > 0))
+        losses = loss_of(logits, batch.label, recipe.train.label_smoothing)
+        return jnp.sum(losses * batch.weight), Sums(correct, jax.tree.map(lambda stat: stat / accumulate, stats))
+
+    # Groups of examples that are normalised together stay together in a micro-batch.
+    gradients = accumulated(summed_loss, accumulate, recipe.batch_norm.group_size or 1)
+    if recipe.train.sam_rho:
+        gradients = sharpness_aware(gradients, recipe.train.sam_rho)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update; a step whose loss or gradient is not finite only counts."""
-        (loss, (stats, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state, batch)
+        keys = record_keys(jax.random.wrap_key_data(state.key), batch.epoch, batch.record)
+        weight = jnp.sum(batch.weight)
+        share = batch._replace(weight=batch.weight / jnp.maximum(weight, 1))
+        (loss, sums), grads = gradients(state.params, (share, keys))
+        if update_shardings is not None:
+            grads = jax.lax.with_sharding_constraint(grads, dict(update_shardings))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        stats = moved(state.stats, sums.stats, recipe.batch_norm.momentum)
         proposed = replace(
             state,
             params=params,
@@ -56,15 +101,15 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         # where, not multiply: 0 * nan is nan, so a scaled update would still poison the weights.
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
-        metrics = {
-            "loss": loss,
-            "correct": correct,
-            "weight": jnp.sum(batch.weight),
-            "finite": finite.astype(jnp.float32),
-        }
-        return replace(kept, step=state.step + 1), metrics
+        metrics = {"loss": loss, "correct": sums.correct, "weight": weight, "finite": finite}
+        return replace(kept, step=state.step + 1), {name: v.astype(jnp.float32) for name, v in metrics.items()}
 
     return train_step
+
+
+def moved(running: Arrays, batch: Arrays, momentum: float) -> Arrays:
+    """Running statistics after a batch; `momentum` is the share that they keep."""
+    return jax.tree.map(lambda old, new: momentum * old + (1 - momentum) * new, running, batch)
 
 
 def moving_average(state: TrainState, params: Arrays, stats: Arrays, decay: float) -> tuple[Arrays, Arrays] | None:
@@ -74,18 +119,3 @@ def moving_average(state: TrainState, params: Arrays, stats: Arrays, decay: floa
     step = state.step.astype(jnp.float32)
     rate = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: rate * old + (1 - rate) * new, state.ema, (params, stats))
-
-
-def compiled_train_step(step: TrainStep, state_shardings: Any, batch_shardings: Any, replicated: Any) -> TrainStep:
-    """Compiles a training step for a mesh: state donated and staying where it is, metrics on every device."""
-    # jax 0.10 gives a CPU's convolutions without padding to YNN: a step of cnn28 takes 34 ms instead of 21. Naming the
-    # matrix products alone leaves them to Eigen, as jax 0.12 does by itself.
-    slow_convolutions = jax.default_backend() == "cpu" and jax.__version_info__ < (0, 11)
-    ynn = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-    return jax.jit(
-        step,
-        in_shardings=(state_shardings, batch_shardings),
-        out_shardings=(state_shardings, replicated),
-        donate_argnums=0,
-        compiler_options=ynn if slow_convolutions else None,
-    )

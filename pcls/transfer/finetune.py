@@ -8,7 +8,8 @@ from pathlib import Path
 from pcls.config import Recipe, with_overrides
 from pcls.config.load import Overrides
 from pcls.data.dataset import data_settings, open_dataset
-from pcls.run.train import Run, train_recipe
+from pcls.run.session import Run
+from pcls.run.train import train_recipe
 from pcls.transfer.start import open_bundle, start_from
 
 BATCH_SIZE = 32

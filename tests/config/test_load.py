@@ -1,7 +1,9 @@
 """Recipes from files and overrides: what they become, and the one line that says what is wrong with them."""
 
 import math
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -19,6 +21,7 @@ from pcls.config import (
     named_recipes,
     with_overrides,
 )
+from pcls.config.schema import OPTIMIZERS, SCHEDULES, OptimizerSection
 from pcls.errors import UserError
 
 # A fixture's folder may serve all examples: each writes its file anew.
@@ -155,6 +158,7 @@ def test_with_overrides_leaves_the_recipe_and_validates_the_new_one():
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
 POSITIVE = st.floats(1e-300, 1e300)
+SCALE_RULE = st.fixed_dictionaries({"match": TEXTS.filter(bool).map(re.escape), "scale": POSITIVE})
 VALID = {
     "run.dir": TEXTS,
     "data.path": TEXTS,
@@ -174,7 +178,10 @@ VALID = {
     "train.ema_decay": st.floats(0, 1, exclude_max=True),
     "optimizer.lr": POSITIVE | st.integers(1, 1000),
     "optimizer.clip_norm": POSITIVE,
-    "optimizer.lr_scale": st.lists(st.fixed_dictionaries({"match": TEXTS.filter(bool), "scale": POSITIVE}), max_size=3),
+    "optimizer.lr_scale": st.lists(SCALE_RULE, max_size=3),
+    "optimizer.eps": POSITIVE,
+    "optimizer.b1": st.none() | st.floats(0, 1, exclude_max=True),
+    "optimizer.end_lr": st.none() | st.floats(0, 1),
     "mesh.data": st.sampled_from([-1, 1, 8]),
 }
 
@@ -269,7 +276,7 @@ def test_a_dumped_recipe_loads_as_the_same_recipe(load, overrides):
         ),
         (
             "optimizer:\n  momentum: 0.5\n",
-            "mine.yaml:2: optimizer.momentum has an effect with optimizer.name=sgd only",
+            "mine.yaml:2: optimizer.momentum has no effect with adam; its arguments: b1, b2, eps",
         ),
         (
             "train:\n  seed: 1\n  seed: 2\n",
@@ -300,6 +307,111 @@ def test_a_dumped_recipe_loads_as_the_same_recipe(load, overrides):
 )
 def test_a_wrong_recipe_is_refused_in_one_line_that_says_where_and_what_is_allowed(complaint, text, message):
     assert message in complaint(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("b2: 0.9, name: sgd", "b2 has no effect with sgd; its arguments: momentum, nesterov"),
+        (
+            "nesterov: true, name: lars",
+            "nesterov has no effect with lars; its arguments: momentum, trust_coefficient, eps",
+        ),
+        ("eps: 0.001, name: lion", "eps has no effect with lion; its arguments: b1, b2"),
+        (
+            "b1: 0.9, name: adafactor",
+            "b1 has no effect with adafactor; its arguments: "
+            "decay_exponent, clipping_threshold, parameter_scale, momentum",
+        ),
+        ("b1: 0.9, name: rmsprop", "b1 has no effect with rmsprop; its arguments: rms_decay, eps, momentum"),
+        (
+            "rms_decay: 0.9, name: muon",
+            "rms_decay has no effect with muon; its arguments: momentum, nesterov, b1, b2, eps",
+        ),
+        ("trust_coefficient: 1, name: lamb", "trust_coefficient has no effect with lamb; its arguments: b1, b2, eps"),
+        ("nesterov: true, name: sgd, momentum: 0", "nesterov has no effect with optimizer.momentum=0"),
+        (
+            "name: adamv",
+            'name is "adamv" (text); one of sgd, adam, adamw, lamb, lars, lion, adafactor, rmsprop, muon is needed',
+        ),
+        ("name: sgd, momentum: 1", "momentum is 1 (number); a finite number >= 0 and < 1 is needed"),
+        ("name: sgd, momentum: .nan", "momentum is nan (number); a finite number >= 0 and < 1 is needed"),
+        ("name: sgd, nesterov: 1", "nesterov is 1 (number); true or false is needed"),
+        ("b1: -0.1", "b1 is -0.1 (number); a finite number >= 0 and < 1 is needed"),
+        ("b2: true", "b2 is true (true or false); a finite number >= 0 and < 1 is needed"),
+        ("eps: 0", "eps is 0 (number); a finite number > 0 is needed"),
+        ("eps: 1e-3", 'eps is "1e-3" (text); a finite number > 0 is needed: write 1.0e-3'),
+        ("name: rmsprop, rms_decay: 2", "rms_decay is 2 (number); a finite number >= 0 and < 1 is needed"),
+        ("name: lars, trust_coefficient: 0", "trust_coefficient is 0 (number); a finite number > 0 is needed"),
+        (
+            "name: adafactor, clipping_threshold: 0.5",
+            "clipping_threshold is 0.5 (number); a finite number >= 1 is needed",
+        ),
+        ("name: adafactor, decay_exponent: 0", "decay_exponent is 0 (number); a finite number > 0 and <= 1 is needed"),
+        ("name: adafactor, parameter_scale: 1", "parameter_scale is 1 (number); true or false is needed"),
+        ("weight_decay: -1", "weight_decay is -1 (number); a finite number >= 0 is needed"),
+        ("clip_norm: -1", "clip_norm is -1 (number); a finite number >= 0 is needed"),
+        ("adaptive_clip: .inf", "adaptive_clip is inf (number); a finite number >= 0 is needed"),
+        ("lr_per_256: 1", "lr_per_256 is 1 (number); true or false is needed"),
+        (
+            "schedule: cosin",
+            'schedule is "cosin" (text); one of constant, linear, cosine, step, one_cycle, wsd is needed',
+        ),
+        ("schedule: constant, end_lr: 0.1", "end_lr has no effect with constant; its arguments: warmup_start"),
+        (
+            "schedule: step, step_every: 1 epochs, cooldown: 1 epochs",
+            "cooldown has no effect with step; its arguments: warmup_start, step_every, step_factor",
+        ),
+        ("step_factor: 0.1", "step_factor has no effect with cosine; its arguments: warmup_start, end_lr"),
+        ("schedule: step", "step_every is needed with step; write a length such as 10 epochs"),
+        ("schedule: step, step_every: 0 epochs", "step_every is needed with step; write a length such as 10 epochs"),
+        (
+            "schedule: step, step_every: 3",
+            "step_every is 3 (number); a duration such as '10 epochs' or '600 steps' is needed",
+        ),
+        (
+            "schedule: step, step_every: 3 epochs, step_factor: 1",
+            "step_factor is 1 (number); a finite number > 0 and < 1 is needed",
+        ),
+        ("schedule: wsd", "cooldown is needed with wsd; write a length such as 10 epochs"),
+        (
+            "schedule: wsd, cooldown: 1 epochs, cooldown_shape: sqrt",
+            'cooldown_shape is "sqrt" (text); one of linear, 1-sqrt is needed',
+        ),
+        ("schedule: one_cycle", "warmup is the rise of one_cycle and cannot be 0; write its length"),
+        ("warmup_start: 0.1", "warmup_start has no effect without optimizer.warmup"),
+        ("warmup: 1 epochs, warmup_start: 2", "warmup_start is 2 (number); a finite number >= 0 and <= 1 is needed"),
+        ("end_lr: -0.1", "end_lr is -0.1 (number); a finite number >= 0 and <= 1 is needed"),
+        ("decay_scale: [{match: bias, scale: 0}]", "decay_scale has no effect without optimizer.weight_decay"),
+        (
+            "lr_scale: [{match: '(', scale: 0}]",
+            'lr_scale.0.match is "(" (text); a regular expression is needed '
+            "(missing ), unterminated subpattern at position 0)",
+        ),
+        (
+            "lr_scale: [{match: '[[a]', scale: 0}]",
+            'lr_scale.0.match is "[[a]" (text); a regular expression is needed (Possible nested set at position 1)',
+        ),
+    ],
+)
+def test_an_optimizer_that_cannot_be_meant_is_refused(complaint, settings, message):
+    assert complaint(f"optimizer: {{{settings}}}") == f"mine.yaml:1: optimizer.{message}"
+
+
+def test_an_argument_left_out_is_the_optimizers_own(load):
+    section = load("optimizer: {name: muon, momentum: 0.9, b2: null}").optimizer
+    assert section.arguments == {"momentum": 0.9, "nesterov": True, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
+
+
+@pytest.mark.parametrize(("key", "table"), [("name", OPTIMIZERS), ("schedule", SCHEDULES)])
+def test_every_name_that_a_recipe_may_choose_has_its_arguments(key, table):
+    assert get_args(OptimizerSection.model_fields[key].annotation) == tuple(table)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_takes_its_defaults_when_they_are_written_out(load, name):
+    written = load(dump_recipe(with_overrides(Recipe(), {"optimizer": {"name": name, **OPTIMIZERS[name]}})))
+    assert written.optimizer.arguments == load(f"optimizer: {{name: {name}}}").optimizer.arguments
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The layer of convolution, pooling, bias and ReLU against the plain formulation."""
+"""Convolutions against numpy, and the layer of convolution, pooling, bias and ReLU against the plain formulation."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from jax import Array
 
-from pcls.nn.conv import ConvPool
+from pcls.nn.conv import Conv, ConvPool
+from pcls.nn.platform import compiling_for
 
 
 def plain(kernel: Array, bias: Array, x: Array) -> Array:
@@ -16,8 +17,59 @@ def plain(kernel: Array, bias: Array, x: Array) -> Array:
     return jax.lax.reduce_window(nnx.relu(y + bias), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
+def numpy_convolution(x, kernel, stride, pad, groups):
+    """Window by window, in double precision."""
+    x = np.pad(x.astype(np.float64), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    size, _, inputs, outputs = kernel.shape
+    rows, columns = ((length - size) // stride + 1 for length in x.shape[1:3])
+    y = np.empty((len(x), rows, columns, outputs))
+    share = outputs // groups
+    for i in range(rows):
+        for j in range(columns):
+            window = x[:, i * stride : i * stride + size, j * stride : j * stride + size]
+            for group in range(groups):
+                part = window[..., group * inputs : (group + 1) * inputs]
+                outs = slice(group * share, (group + 1) * share)
+                y[:, i, j, outs] = np.einsum("bhwi,hwio->bo", part, kernel[..., outs])
+    return y
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({"size": 3}, (2, 7, 6, 8)),
+        ({"size": 3, "stride": 2}, (2, 4, 3, 8)),
+        ({"size": 1, "stride": 2}, (2, 4, 3, 8)),
+        # Patches that do not overlap; the odd last row is left out.
+        ({"size": 2, "stride": 2, "pad": 0}, (2, 3, 3, 8)),
+        ({"size": 3, "groups": 2}, (2, 7, 6, 8)),
+        # Depthwise, with two outputs for each input.
+        ({"size": 7, "groups": 4, "bias": True}, (2, 7, 6, 8)),
+    ],
+)
+def test_a_convolution_is_that_of_numpy(options, shape) -> None:
+    layer = Conv(4, 8, **options, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(2, 7, 6, 4)).astype(np.float32)
+    pad, stride, groups = options.get("pad", options["size"] // 2), options.get("stride", 1), options.get("groups", 1)
+    assert layer.kernel.shape == (options["size"], options["size"], 4 // groups, 8)
+    expected = numpy_convolution(x, np.asarray(layer.kernel[...], np.float64), stride, pad, groups)
+    if layer.bias is not None:
+        assert not layer.bias[...].any()
+        layer.bias[...] = jnp.arange(8.0)
+        expected = expected + np.arange(8)
+    assert expected.shape == shape
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_computes_in_its_type_with_float32_parameters() -> None:
+    layer = Conv(4, 8, 3, bias=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert layer(jnp.ones((1, 4, 4, 4))).dtype == jnp.bfloat16
+    assert layer.kernel.dtype == layer.bias.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize(("inputs", "size"), [(1, 9), (8, 8)])
-def test_the_layer_and_its_gradients_equal_the_textbook_order(inputs: int, size: int) -> None:
+def test_the_layer_and_its_gradients_equal_the_textbook_order(inputs: int, size: int, platform: str) -> None:
     layer = ConvPool(inputs, 5, 3, dtype=jnp.float32, rngs=nnx.Rngs(0))
     layer.bias[...] = jnp.linspace(-0.5, 0.5, 5)
     kernel, bias = layer.kernel[...], layer.bias[...]
@@ -25,7 +77,8 @@ def test_the_layer_and_its_gradients_equal_the_textbook_order(inputs: int, size:
     graph, _ = nnx.split(layer)
 
     def ours(kernel: Array, bias: Array, x: Array) -> Array:
-        return nnx.merge(graph, {"kernel": kernel, "bias": bias})(x)
+        with compiling_for(platform):
+            return nnx.merge(graph, {"kernel": kernel, "bias": bias})(x)
 
     shape = plain(kernel, bias, x).shape
     weights = jax.random.normal(jax.random.key(2), shape)

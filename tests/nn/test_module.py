@@ -8,6 +8,7 @@ from flax import nnx
 
 from pcls.nn.module import ModelDef
 from pcls.nn.norm import BatchNorm
+from pcls.nn.training import TrainingPass
 
 
 class Net(nnx.Module):
@@ -17,10 +18,10 @@ class Net(nnx.Module):
         self.layers = nnx.List([nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)])
         self.bn = BatchNorm(4, rngs=rngs)
 
-    def __call__(self, x, *, train):
+    def __call__(self, x, training=None):
         for layer in self.layers:
             x = layer(x)
-        return self.bn(x, train=train)
+        return self.bn(x, training)
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +56,24 @@ def test_applying_is_pure(definition):
     params, stats = definition.init(jax.random.key(0))
     before = {path: np.asarray(array) for path, array in (params | stats).items()}
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
-    _, moved = definition.apply(params, stats, x, train=True)
-    assert set(moved) == set(stats)
-    assert not np.array_equal(moved["bn/mean"], stats["bn/mean"])
+    _, found = definition.apply(params, stats, x, TrainingPass())
+    assert set(found) == set(stats)
+    assert not np.array_equal(found["bn/mean"], stats["bn/mean"])
     assert all(np.array_equal((params | stats)[path], array) for path, array in before.items())
+
+
+def test_the_statistics_after_training_are_the_batchs_own_and_after_predicting_the_given_ones(definition):
+    params, stats = definition.init(jax.random.key(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
+    _, some = definition.apply(params, stats, x, TrainingPass())
+    _, same = definition.apply(params, {path: stat + 7 for path, stat in stats.items()}, x, TrainingPass())
+    _, kept = definition.apply(params, stats, x)
+    assert all(np.array_equal(some[path], same[path]) for path in stats)
+    assert all(np.array_equal(kept[path], stats[path]) for path in stats)
 
 
 def test_the_output_is_that_of_the_module_itself(definition):
     params, stats = definition.init(jax.random.key(5))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
-    found, _ = definition.apply(params, stats, x, train=False)
-    np.testing.assert_allclose(found, Net(nnx.Rngs(jax.random.key(5)))(x, train=False), rtol=1e-6)
+    found, _ = definition.apply(params, stats, x)
+    np.testing.assert_allclose(found, Net(nnx.Rngs(jax.random.key(5)))(x), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""BatchNorm against numpy in double precision, on any number of devices."""
+"""BatchNorm against numpy in double precision, on any number of devices, in loops and under remat."""
 
 from functools import partial
 
@@ -6,25 +6,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from pcls.nn.module import ModelDef
 from pcls.nn.norm import BatchNorm
-from pcls.parallel.mesh import batch_sharding, replicated
+from pcls.nn.training import TrainingPass
+from pcls.parallel.mesh import batch_sharding, make_mesh, replicated
 
-X = (np.random.default_rng(0).normal(size=(8, 3, 2, 5)) * [1, 2, 3, 0.1, 5] + [0, 1, -2, 100, 3]).astype(np.float32)
-DEFINITION = ModelDef.of(lambda rngs: BatchNorm(5, momentum=0.9, eps=1e-5, rngs=rngs))
+EXAMPLES, CHANNELS = 16, 5
+SHAPE = (EXAMPLES, 3, 2, CHANNELS)
+X = (np.random.default_rng(0).normal(size=SHAPE) * [1, 2, 3, 0.1, 5] + [0, 1, -2, 1, 3]).astype(np.float32)
+WEIGHTS = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
+DEFINITION = ModelDef.of(lambda rngs: BatchNorm(CHANNELS, rngs=rngs))
 PARAMS = {"scale": jnp.array([1.0, 2.0, 0.5, 1.0, -1.0]), "bias": jnp.array([0.0, 1.0, 2.0, 3.0, 4.0])}
-STATS = {"mean": jnp.array([0.0, 1.0, 0.0, 90.0, 0.0]), "var": jnp.array([1.0, 2.0, 3.0, 1.0, 1.0])}
+STATS = {"mean": jnp.array([0.0, 1.0, 0.0, 0.9, 0.0]), "var": jnp.array([1.0, 2.0, 3.0, 0.1, 1.0])}
+GROUPS = [None, 1, 2, 4, 16]
 
 
-@partial(jax.jit, static_argnames="train")
-def apply(params, stats, x, train):
-    return DEFINITION.apply(params, stats, x, train=train)
+def train(params, x, group_size):
+    """The output and the batch's statistics; the running ones are not read."""
+    unread = jax.tree.map(lambda stat: jnp.full_like(stat, jnp.nan), STATS)
+    return DEFINITION.apply(params, unread, x, TrainingPass(group_size=group_size))
+
+
+@partial(jax.jit, static_argnames="group_size")
+def all_of(params, x, group_size=None):
+    """Output, statistics, and the gradients of parameters and input of a weighted sum of the output."""
+
+    def loss(params, x):
+        y, stats = train(params, x, group_size)
+        return jnp.sum(y * WEIGHTS), (y, stats)
+
+    grads, (y, stats) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
+    return {"y": y, "stats": stats, "grads": grads}
 
 
 def numpy_batch_norm(x, mean, var):
     return (x - mean) / np.sqrt(var + 1e-5) * np.asarray(PARAMS["scale"]) + np.asarray(PARAMS["bias"])
+
+
+def assert_close(found, expected, rtol):
+    """Equal up to a share of the largest number of each array."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for some, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(some, other, rtol=rtol, atol=rtol * np.abs(other).max())
 
 
 def test_it_starts_as_the_identity_of_normalised_data():
@@ -37,67 +61,139 @@ def test_it_starts_as_the_identity_of_normalised_data():
     }
 
 
-def test_training_normalises_with_the_statistics_of_the_batch():
-    x = X.astype(np.float64)
-    found, _ = apply(PARAMS, STATS, X, train=True)
-    expected = numpy_batch_norm(x, x.mean((0, 1, 2)), x.var((0, 1, 2)))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("group_size", GROUPS)
+def test_training_normalises_every_group_with_statistics_of_its_own(group_size):
+    groups = X.astype(np.float64).reshape(-1, group_size or EXAMPLES, *SHAPE[1:])
+    mean, var = (f(groups, (1, 2, 3), keepdims=True) for f in (np.mean, np.var))
+    found = all_of(PARAMS, X, group_size)["y"]
+    np.testing.assert_allclose(found, numpy_batch_norm(groups, mean, var).reshape(SHAPE), rtol=1e-4, atol=1e-4)
 
 
-def test_running_statistics_move_a_tenth_towards_the_mean_and_the_unbiased_variance():
-    x = X.astype(np.float64)
-    _, stats = apply(PARAMS, STATS, X, train=True)
-    mean = 0.9 * np.asarray(STATS["mean"]) + 0.1 * x.mean((0, 1, 2))
-    var = 0.9 * np.asarray(STATS["var"]) + 0.1 * x.var((0, 1, 2), ddof=1)
-    np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5)
-    np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
+@pytest.mark.parametrize("group_size", GROUPS)
+def test_training_leaves_the_mean_of_the_groups_means_and_unbiased_variances(group_size):
+    groups = X.astype(np.float64).reshape(-1, group_size or EXAMPLES, *SHAPE[1:])
+    stats = all_of(PARAMS, X, group_size)["stats"]
+    np.testing.assert_allclose(stats["mean"], groups.mean((1, 2, 3)).mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stats["var"], groups.var((1, 2, 3), ddof=1).mean(0), rtol=1e-5)
 
 
-def test_evaluation_uses_the_running_statistics_and_leaves_them():
-    found, stats = apply(PARAMS, STATS, X, train=False)
+def test_a_group_of_the_whole_batch_is_the_whole_batch():
+    assert_close(all_of(PARAMS, X, EXAMPLES), all_of(PARAMS, X), 1e-6)
+
+
+def test_prediction_uses_the_running_statistics_and_leaves_them():
+    found, stats = jax.jit(DEFINITION.apply)(PARAMS, STATS, X)
     expected = numpy_batch_norm(X.astype(np.float64), np.asarray(STATS["mean"]), np.asarray(STATS["var"]))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert all(np.array_equal(stats[name], STATS[name]) for name in STATS)
 
 
 def test_one_example_at_one_position_has_no_deviation_and_stays_finite():
-    found, stats = apply(PARAMS, STATS, X[:1, :1, :1], train=True)
+    found, stats = jax.jit(partial(train, group_size=None))(PARAMS, X[:1, :1, :1])
     np.testing.assert_allclose(found[0, 0, 0], PARAMS["bias"], atol=1e-5)
     assert np.isfinite(stats["var"]).all()
 
 
-def test_statistics_stay_float32_under_bfloat16():
-    found, stats = apply(PARAMS, STATS, jnp.asarray(X, jnp.bfloat16), train=True)
+def test_a_small_deviation_from_a_large_mean_is_not_rounded_away():
+    # In float32 the mean of the squares less the square of the mean would be off by six times the variance.
+    x = (1000 + 0.1 * np.random.default_rng(2).normal(size=SHAPE)).astype(np.float32)
+    stats = all_of(PARAMS, x)["stats"]
+    np.testing.assert_allclose(stats["var"], x.astype(np.float64).var((0, 1, 2), ddof=1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_statistics_are_float32_and_exact_under_bfloat16(group_size):
+    # Rounded first, so that both see the same numbers.
+    x = jnp.asarray(X, jnp.bfloat16)
+    found, stats = jax.jit(train, static_argnums=2)(PARAMS, x, group_size)
     assert found.dtype == jnp.bfloat16
     assert {array.dtype.name for array in stats.values()} == {"float32"}
+    expected = all_of(PARAMS, np.asarray(x, np.float32), group_size)
+    assert_close(stats, expected["stats"], 1e-6)
+    # One rounding to eight bits, at the very end.
+    np.testing.assert_allclose(np.asarray(found, np.float32), expected["y"], rtol=2**-8, atol=1e-6)
 
 
-def test_the_gradient_is_that_of_a_plain_formula():
-    weights = jnp.asarray(np.random.default_rng(1).normal(size=X.shape), jnp.float32)
-
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_the_gradient_is_that_of_a_plain_formula(group_size):
     def plain(params, x):
-        mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
-        return (weights * ((x - mean) / jnp.sqrt(var + 1e-5) * params["scale"] + params["bias"])).sum()
+        groups = x.reshape(-1, group_size or EXAMPLES, *SHAPE[1:])
+        mean, var = (f(groups, (1, 2, 3), keepdims=True) for f in (jnp.mean, jnp.var))
+        y = (groups - mean) / jnp.sqrt(var + 1e-5) * params["scale"] + params["bias"]
+        return jnp.sum(y.reshape(SHAPE) * WEIGHTS)
 
-    def ours(params, x):
-        return (weights * DEFINITION.apply(params, STATS, x, train=True)[0]).sum()
+    assert_close(all_of(PARAMS, X, group_size)["grads"], jax.jit(jax.grad(plain, (0, 1)))(PARAMS, X), 1e-4)
 
-    # Channel 3 has the mean 100 and the deviation 0.1: float32 keeps three digits of it.
-    x = jnp.asarray(X).at[..., 3].add(-100)
-    for found, expected in zip(
-        *(jax.tree.leaves(jax.jit(jax.grad(f, (0, 1)))(PARAMS, x)) for f in (ours, plain)), strict=True
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+# Devices
+
+
+def on(devices, group_size):
+    """Everything, computed by some devices."""
+    mesh = make_mesh(devices, devices=jax.devices()[:devices])
+    x, params = jax.device_put(X, batch_sharding(mesh)), jax.device_put(PARAMS, replicated(mesh))
+    return all_of(params, x, group_size)
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_any_number_of_devices_gives_the_results_of_one(devices):
-    axes = (AxisType.Auto, AxisType.Auto)
-    mesh = jax.make_mesh((devices, 1), ("data", "fsdp"), axis_types=axes, devices=jax.devices()[:devices])
-    x = jax.device_put(X, batch_sharding(mesh))
-    params, stats = jax.device_put((PARAMS, STATS), replicated(mesh))
-    found = apply(params, stats, x, train=True)
-    expected = apply(PARAMS, STATS, X, train=True)
-    assert len(found[0].sharding.device_set) == devices
-    for some, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(some, other, rtol=1e-5, atol=1e-4)
+# A device of 8 holds two examples: groups of 2 fit it, groups of 4 reach over two devices, one of 16 over all.
+@pytest.mark.parametrize("group_size", [None, 2, 4, 16])
+def test_outputs_gradients_and_statistics_are_those_of_one_device(devices, group_size):
+    found = on(devices, group_size)
+    assert len(found["y"].sharding.device_set) == devices
+    assert_close(jax.device_get(found), all_of(PARAMS, X, group_size), 1e-5)
+
+
+def collectives(group_size):
+    """Of the layer's output and its input's gradient alone, and of all, on eight devices."""
+    mesh = make_mesh(8)
+    x = jax.ShapeDtypeStruct(SHAPE, jnp.float32, sharding=batch_sharding(mesh))
+    params = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)) for path, leaf in PARAMS.items()
+    }
+
+    def layer(params, x):
+        found = all_of(params, x, group_size)
+        return found["y"], found["grads"][1]
+
+    rows = (batch_sharding(mesh),) * 2
+    alone = jax.jit(layer, out_shardings=rows).lower(params, x).compile().as_text()
+    both = all_of.lower(params, x, group_size).compile().as_text()
+    return [collective_names(text) for text in (alone, both)]
+
+
+def collective_names(text):
+    names = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+    return [name for line in text.splitlines() for name in names if f" {name}(" in line or f" {name}-start(" in line]
+
+
+def test_groups_within_a_device_need_no_collective_but_those_of_statistics_and_parameter_gradients():
+    alone, both = collectives(2)
+    assert alone == []
+    assert set(both) == {"all-reduce"}
+    assert 1 <= len(both) <= 4  # mean, variance, and the gradients of scale and bias
+
+
+def test_the_whole_batch_needs_all_reduces_for_the_layer_itself():
+    alone, _ = collectives(None)
+    assert set(alone) == {"all-reduce"}
+    assert len(alone) >= 3  # mean, variance, and at least one on the way back
+
+
+# Loops
+
+
+@pytest.mark.parametrize("group_size", [None, 2])
+def test_within_a_scan_every_turn_has_its_own_statistics(group_size):
+    turns = jnp.stack([X, 2 * X + 1, X[::-1]])
+
+    def step(total, x):
+        found = all_of(PARAMS, x, group_size)
+        return total + found["grads"][0]["scale"], (found["y"], found["stats"])
+
+    total, (y, stats) = jax.jit(lambda turns: jax.lax.scan(step, jnp.zeros(CHANNELS), turns))(turns)
+    expected = [all_of(PARAMS, turn, group_size) for turn in turns]
+    assert_close(y, jnp.stack([one["y"] for one in expected]), 1e-5)
+    for name, found in stats.items():
+        assert_close(found, jnp.stack([one["stats"][name] for one in expected]), 1e-5)
+    assert_close(total, sum(one["grads"][0]["scale"] for one in expected), 1e-4)

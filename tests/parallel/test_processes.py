@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcls.parallel.mesh import batch_sharding, make_mesh
-from pcls.parallel.processes import agreed, barrier, is_main, place, preempted
+from pcls.parallel.mesh import batch_sharding, make_mesh, replicated
+from pcls.parallel.processes import agreed, barrier, everywhere, is_main, place, preempted
 
 
 def test_one_process_is_main_agrees_with_itself_and_waits_for_nobody():
@@ -23,3 +23,12 @@ def test_a_compiled_step_splits_a_placed_batch_over_the_devices():
     for name, array in host.items():
         assert taken[name].sharding == sharding
         assert np.array_equal(taken[name], array)
+
+
+def test_what_is_the_same_in_every_process_is_put_whole_on_every_device():
+    mesh = make_mesh(-1, 2)
+    host = {"image": np.arange(6, dtype=np.uint8).reshape(3, 2), "label": np.arange(3, dtype=np.int32)}
+    placed = everywhere(host, replicated(mesh))
+    for name, array in host.items():
+        assert placed[name].dtype == array.dtype
+        assert [shard.data.tolist() for shard in placed[name].addressable_shards] == [array.tolist()] * 8

@@ -1,0 +1,114 @@
+"""ConvNeXt. Source: Liu et al. 2022."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from pcls.nn.conv import Conv
+from pcls.nn.dropout import Dropout
+from pcls.nn.pooling import global_mean_pool
+from pcls.nn.remat import named_product, run_block
+from pcls.nn.training import TrainingPass
+
+_INIT = nnx.initializers.truncated_normal(0.02)
+_norm = partial(nnx.LayerNorm, epsilon=1e-6)
+_linear = partial(nnx.Linear, kernel_init=_INIT)
+_conv = partial(Conv, bias=True, kernel_init=_INIT)
+
+
+class Block(nnx.Module):
+    """7 x 7 depthwise convolution, normalisation, two dense layers over channels; scaled beside the identity."""
+
+    def __init__(self, width: int, drop: Dropout, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.conv = _conv(width, width, 7, groups=width, dtype=dtype, rngs=rngs)
+        self.norm = _norm(width, dtype=dtype, rngs=rngs)
+        self.expand = _linear(width, 4 * width, dtype=dtype, rngs=rngs)
+        self.project = _linear(4 * width, width, dtype=dtype, rngs=rngs)
+        self.scale = nnx.Param(jnp.full((width,), 1e-6, jnp.float32))
+        self.drop = drop
+
+    def __call__(self, x: Array, training: TrainingPass | None = None) -> Array:
+        """[batch, height, width, channels] to the same shape."""
+        # The exact GELU: the tanh form differs by 1e-3, which public weights notice.
+        y = jax.nn.gelu(named_product(self.expand(self.norm(self.conv(x)))), approximate=False)
+        y = named_product(self.project(y)) * self.scale[...].astype(x.dtype)
+        return x + self.drop(y, training)
+
+
+class Downsample(nnx.Module):
+    """Halves height and width."""
+
+    def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm = _norm(inputs, dtype=dtype, rngs=rngs)
+        self.conv = _conv(inputs, outputs, 2, stride=2, pad=0, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """[batch, height, width, inputs] to [batch, height // 2, width // 2, outputs]."""
+        return self.conv(self.norm(x))
+
+
+class Stage(nnx.Module):
+    """Blocks of one width, after a downsampling where the width changes."""
+
+    def __init__(self, inputs: int, width: int, drops: Sequence[Dropout], *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.downsample = Downsample(inputs, width, dtype=dtype, rngs=rngs) if inputs != width else None
+        self.blocks = nnx.List([Block(width, drop, dtype=dtype, rngs=rngs) for drop in drops])
+
+
+class ConvNeXt(nnx.Module):
+    """A stem of 4 x 4 patches, four stages, global mean, normalisation, the head.
+
+    Args:
+      depths, widths: blocks and channels of each stage.
+      channels, classes: of images and logits.
+      dropout: before the head.
+      drop_path: stochastic depth of the last block; it rises linearly from 0.
+      remat: of each stage's blocks, as `run_block` names it.
+      dtype: of the computation.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        widths: Sequence[int],
+        *,
+        channels: int,
+        classes: int,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        remat: Sequence[str] = ("none",) * 4,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.stem = _conv(channels, widths[0], 4, stride=4, pad=0, dtype=dtype, rngs=rngs)
+        self.stem_norm = _norm(widths[0], dtype=dtype, rngs=rngs)
+        last = max(1, sum(depths) - 1)
+        stages, inputs, place = [], widths[0], 0
+        for width, depth in zip(widths, depths, strict=True):
+            drops = [Dropout(drop_path * p / last, p, whole=True) for p in range(place, place + depth)]
+            stages.append(Stage(inputs, width, drops, dtype=dtype, rngs=rngs))
+            inputs, place = width, place + depth
+        self.stages = nnx.List(stages)
+        self.remat = tuple(remat)
+        self.norm = _norm(inputs, dtype=dtype, rngs=rngs)
+        self.dropout = Dropout(dropout, place)
+        self.head = _linear(inputs, classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:
+        """[batch, height, width, channels] to [batch, classes] logits."""
+        x = self.stem_norm(self.stem(images))
+        for stage, remat in zip(self.stages, self.remat, strict=True):
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+            for block in stage.blocks:
+                x = run_block(block, x, training, remat)
+        return self.head(self.dropout(self.norm(global_mean_pool(x)), training))
+
+
+convnext_tiny = partial(ConvNeXt, (3, 3, 9, 3), (96, 192, 384, 768))

@@ -1,0 +1,290 @@
+"""One process's part in a training run: what the loop calls out to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pcls.checkpoint.store import CheckpointStore
+from pcls.config.load import flat_recipe
+from pcls.data.dataset import Dataset
+from pcls.data.pipeline import Batch, Places, training_batches, training_places
+from pcls.errors import RestartRequested, UserError
+from pcls.evaluation.count import Predictions
+from pcls.evaluation.metrics import Evaluation
+from pcls.observe.console import Console, evaluation_line
+from pcls.observe.environment import describe_devices, environment
+from pcls.observe.goodput import Goodput
+from pcls.observe.profile import Profiler
+from pcls.observe.sinks import TENSORBOARD, MetricFiles, Wandb
+from pcls.parallel.mesh import replicated
+from pcls.parallel.processes import place
+from pcls.pretrained.bundle import Bundle, save_bundle
+from pcls.run.evaluate import Evaluator, keep_evaluation
+from pcls.run.folder import RunFolder, Status
+from pcls.run.setup import Setup, images_on_devices
+from pcls.run.signals import stop_requests
+from pcls.training.loop import Meter, Step, train_loop
+from pcls.training.recalibration import mean_statistics
+from pcls.training.state import TrainState
+from pcls.training.tables import state_text, write_parameter_table
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk, as `pcls.train` returns it.
+
+    Attributes:
+      path: its folder.
+      evaluation: of its last step.
+    """
+
+    path: Path
+    evaluation: Evaluation
+
+
+class Session:
+    """The loop's hooks: files, screen, checkpoints.
+
+    Args:
+      setup: of the run.
+      folder: of the run.
+      store: of its checkpoints.
+      console: where process 0 speaks; None for the others.
+      goodput: books this process's time.
+      profile: steps to trace, counted from 1; None: none.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        folder: RunFolder,
+        store: CheckpointStore,
+        console: Console | None,
+        goodput: Goodput,
+        profile: range | None,
+    ):
+        self._setup = setup
+        self._folder = folder
+        self._store = store
+        self._console = console
+        self._say: Callable[[str], None] = console.say if console else lambda text: None
+        self._goodput = goodput
+        self._evaluator = Evaluator(setup)
+        self._undecodable = Undecodable(setup.dataset, setup.recipe.data.max_undecodable, self._say)
+        # Every process traces its own devices.
+        self._profiler = Profiler(folder.path / TENSORBOARD, profile, self._say)
+        self._sinks: list[MetricFiles | Wandb] = []
+        self._result: tuple[Evaluation, Predictions] | None = None
+
+    def train(self, state: TrainState, first: int) -> Run:
+        """Trains, then delivers; or stops on request, saved."""
+        plan = self._setup.plan
+        if self._console:
+            self._open(first)
+        try:
+            with self._batches(range(first, plan.steps)) as batches, stop_requests(self._say) as self.stop_requested:
+                one, many = self._steps()
+                self._goodput.start_training()
+                self._profiler.after(first)
+                state, finished = train_loop(state, one, many, self._booked(batches), plan, self)
+            self._profiler.close()
+            with self._goodput.lost_to("checkpoint"):
+                self._store.wait()
+            self._write(self._goodput.row(int(state.step)))
+        finally:
+            for sink in self._sinks:
+                sink.close()
+        step = int(state.step)
+        if not finished:
+            self._set_status("stopped", step)
+            raise RestartRequested(f"stopped and saved at step {step:,}; go on with: pcls resume {self._folder.path}")
+        return self._deliver(state)
+
+    def place(self, batch: Batch | Places) -> Any:
+        """To the devices; what could not be decoded is counted on the way."""
+        if isinstance(batch, Batch):
+            self._undecodable.inspect(batch)
+        stacked = batch.record.ndim == 2
+        sharding = self._setup.stacked_sharding if stacked else self._setup.batch_sharding
+        return place(batch, sharding, self._setup.plan.batch_size)
+
+    def progress(self, meter: Meter, step: int) -> None:
+        """Redraws the progress line now and then."""
+        self._profiler.after(step)
+        if self._console and meter.has_numbers and self._console.due():
+            self._console.progress(meter.current(step))
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Keeps a training row."""
+        del row["eta"]
+        self._write(row | {"lr": float(self._setup.schedule(row["step"] - 1))})
+
+    def finish(self, state: TrainState) -> TrainState:
+        """Takes BatchNorm's statistics anew where the recipe asks for it."""
+        plan = self._setup.plan
+        count = self._setup.recipe.batch_norm.recalibrate.steps(plan.epoch_steps)
+        if not count:
+            return state
+        step, params = self._setup.statistics_step(), self._evaluator.gathered(state.deliverable)[0]
+        with self._host_batches(range(plan.steps, plan.steps + count)) as batches:
+            stats = mean_statistics(
+                step(params, state.key, place(batch, self._setup.batch_sharding, plan.batch_size)) for batch in batches
+            )
+        self._say(f"recalibrated BatchNorm over {count:,} batches")
+        return state.with_deliverable_stats(jax.device_put(stats, jax.tree.map(lambda a: a.sharding, stats)))
+
+    def evaluate(self, state: TrainState, step: int) -> float:
+        """Evaluates what would be delivered now."""
+        with self._goodput.lost_to("evaluation"):
+            evaluation, predictions = self._evaluator(*state.deliverable)
+        self._result = evaluation, predictions
+        row = {"kind": "eval", "step": step, "epoch": step / self._setup.plan.epoch_steps, **evaluation.summary()}
+        self._write(row)
+        if step < self._setup.plan.steps:
+            self._write(self._goodput.row(step))
+        best = evaluation.top1 > float(state.best_top1)
+        self._say(evaluation_line(row | {"best": best and step > self._setup.plan.evaluate_every}))
+        return evaluation.top1
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Starts a checkpoint."""
+        with self._goodput.lost_to("checkpoint"):
+            self._store.save(step, state)
+        self._set_status("running", step)
+
+    def _open(self, first: int) -> None:
+        """Process 0's files."""
+        recipe = self._setup.recipe
+        self._folder.write_json("environment.json", environment())
+        self._folder.set_status("running", first, self._setup.plan.steps)
+        self._sinks.append(MetricFiles(self._folder.path, start=first))
+        if recipe.observe.wandb:
+            self._sinks.append(Wandb(recipe.observe.wandb, self._folder.path, flat_recipe(recipe)))
+        write_parameter_table(self._setup, self._folder.path / "parameters.csv")
+        self._say(headline(self._setup, self._folder, first))
+        if self._setup.mesh.size > 1:
+            self._say(state_text(self._setup))
+
+    def _write(self, row: dict[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.write(row)
+
+    def _booked(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches; the wait for each is booked."""
+        while True:
+            with self._goodput.lost_to("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _steps(self) -> tuple[Step, Step]:
+        """The compiled steps, for one batch and for several."""
+        setup = self._setup
+        if not setup.recipe.data.on_device:
+            return setup.train_step(), setup.train_steps()
+        images = images_on_devices(setup)
+        one, many = setup.resident_step(), setup.resident_steps()
+        return lambda state, places: one(state, places, images), lambda state, places: many(state, places, images)
+
+    def _batches(self, steps: range) -> AbstractContextManager[Iterator[Any]]:
+        """Of these steps: images, or places of a set that lives on the devices."""
+        if not self._setup.recipe.data.on_device:
+            return self._host_batches(steps)
+        size, batch_size = len(self._setup.dataset.train), self._setup.plan.batch_size
+        seed, rows = self._setup.recipe.train.seed, self._setup.rows(batch_size)
+        return nullcontext(training_places(size=size, batch_size=batch_size, rows=rows, seed=seed, steps=steps))
+
+    def _host_batches(self, steps: range) -> AbstractContextManager[Iterator[Batch]]:
+        recipe, dataset, batch_size = self._setup.recipe, self._setup.dataset, self._setup.plan.batch_size
+        return training_batches(
+            dataset.train,
+            dataset.preprocessing,
+            batch_size=batch_size,
+            rows=self._setup.rows(batch_size),
+            seed=recipe.train.seed,
+            random_crop=recipe.data.train_crop == "random",
+            steps=steps,
+            workers=dataset.workers,
+        )
+
+    def _deliver(self, state: TrainState) -> Run:
+        """Writes the bundle and the last evaluation."""
+        # The loop evaluates after its last step; there was none if a kill came between that and here.
+        evaluation, predictions = self._result or self._evaluator(*state.deliverable)
+        # Whole on every device: process 0 must see all of it to write it.
+        whole = jax.jit(lambda arrays: arrays, out_shardings=replicated(self._setup.mesh))(state.deliverable)
+        if self._console:
+            params, stats = jax.device_get(whole)
+            keep_evaluation(self._folder, evaluation, predictions)
+            save_bundle(
+                Bundle(
+                    model=self._setup.recipe.model.name,
+                    class_names=self._setup.dataset.class_names,
+                    preprocessing=self._setup.dataset.preprocessing,
+                    precision=self._setup.recipe.train.precision,
+                    params=params,
+                    stats=stats,
+                    metrics=evaluation.summary(),
+                ),
+                self._folder.bundle,
+            )
+            self._set_status("finished", self._setup.plan.steps)
+            self._say(f"finished: {self._folder.path}; next: pcls report {self._folder.path}")
+        return Run(self._folder.path, evaluation)
+
+    def _set_status(self, status: Status, step: int) -> None:
+        if self._console:
+            self._folder.set_status(status, step, self._setup.plan.steps)
+
+
+def headline(setup: Setup, folder: RunFolder, first: int) -> str:
+    """One line before the first step: model, data, devices, length."""
+    dataset = setup.dataset
+    size = f"{dataset.preprocessing.height} x {dataset.preprocessing.width} x {dataset.preprocessing.channels}"
+    start = f"from step {first:,} to" if first else "for"
+    return (
+        f"{folder.path}: {setup.recipe.model.name} ({setup.model.parameter_count:,} parameters) on "
+        f"{len(dataset.train):,} images {size}, {len(dataset.class_names)} classes, "
+        f"{len(dataset.evaluation):,} held out; {describe_devices(jax.devices())}; "
+        f"{start} {setup.plan.steps:,} steps of {setup.plan.batch_size}"
+    )
+
+
+class Undecodable:
+    """Training records that could not be decoded: named once each, and limited.
+
+    Args:
+      dataset: trained on.
+      limit: share of records above which the run ends.
+      say: tells a person.
+    """
+
+    def __init__(self, dataset: Dataset, limit: float, say: Callable[[str], None]):
+        self._dataset = dataset
+        self._limit = limit
+        self._say = say
+        self._seen: set[int] = set()
+
+    def inspect(self, batch: Batch) -> None:
+        """Looks at the weights of a host batch; raises UserError above the limit."""
+        for record in batch.record[batch.weight == 0]:
+            if int(record) not in self._seen:
+                self._seen.add(int(record))
+                self._tell(int(record))
+
+    def _tell(self, record: int) -> None:
+        source, size = self._dataset.train, len(self._dataset.train)
+        text = (
+            f"{source.name(record)} {source.failure(record, self._dataset.preprocessing)}; "
+            f"{len(self._seen):,} of {size:,} images skipped, limit {self._limit:.2%}"
+        )
+        if len(self._seen) > self._limit * size:
+            raise UserError(f"{text} (data.max_undecodable); mend or remove the file, or raise the limit")
+        self._say(text)

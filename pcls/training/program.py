@@ -1,0 +1,341 @@
+"""What is compiled for a recipe: model, optimizer, mesh, and how their state lies on it. No array lives yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pcls.config.schema import MeshSection, Recipe
+from pcls.data.pipeline import Batch
+from pcls.data.preprocessing import Preprocessing
+from pcls.errors import UserError
+from pcls.models.registry import define_model
+from pcls.nn.module import Arrays, ModelDef
+from pcls.nn.platform import compiling_for
+from pcls.parallel.mesh import (
+    BATCH_AXES,
+    batch_sharding,
+    check_batch_size,
+    local_rows,
+    make_mesh,
+    replicated,
+    shard_count,
+)
+from pcls.parallel.rules import PRESETS, Layout, Rule, matched_rules, spec
+from pcls.training.loop import Plan
+from pcls.training.optimizers import make_optimizer
+from pcls.training.recalibration import make_statistics_step
+from pcls.training.resident import resident_step, resident_steps
+from pcls.training.schedules import learning_rate
+from pcls.training.state import TrainState, init_state, state_of
+from pcls.training.step import Metrics, TrainStep, make_train_step
+
+# A run leaves at most about this many training rows in its metric files, each a mean over this many steps or more.
+LOG_ROWS, MIN_LOG_STEPS = 500, 10
+# What the host stacks for one dispatch of several steps.
+DISPATCH_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Program:
+    """A recipe for some devices and some kind of images.
+
+    Attributes:
+      recipe: resolved.
+      preprocessing: size and statistics of the images.
+      mesh: of the devices.
+      layout: how the state is split over the mesh.
+      rules: each parameter's path to its rule.
+      model, schedule, optimizer: of the recipe.
+      group_size: examples that BatchNorm normalises over; None: the whole micro-batch.
+      plan: how long, how often what.
+    """
+
+    recipe: Recipe
+    preprocessing: Preprocessing
+    mesh: Mesh
+    layout: Layout
+    rules: dict[str, Rule]
+    model: ModelDef
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    group_size: int | None
+    plan: Plan
+
+    @cached_property
+    def batch_sharding(self) -> NamedSharding:
+        """Of every array of a batch."""
+        return batch_sharding(self.mesh)
+
+    @cached_property
+    def stacked_sharding(self) -> NamedSharding:
+        """Of every array of several batches, stacked."""
+        return NamedSharding(self.mesh, P(None, BATCH_AXES))
+
+    @cached_property
+    def state_shapes(self) -> TrainState:
+        """Shape, type and sharding of every leaf of the state."""
+        shapes = jax.eval_shape(self._init)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._sharding(path, leaf.shape)),
+            shapes,
+        )
+
+    @cached_property
+    def state_shardings(self) -> Any:
+        """The shardings of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes)
+
+    @cached_property
+    def batch_shapes(self) -> Batch:
+        """Shape, type and sharding of a training batch."""
+        size, image = self.plan.batch_size, self.preprocessing
+        shapes = Batch(
+            image=((size, image.height, image.width, image.channels), jnp.uint8),
+            label=((size,), jnp.int32),
+            weight=((size,), jnp.float32),
+            record=((size,), jnp.int32),
+            epoch=((size,), jnp.int32),
+        )
+        return Batch(*(jax.ShapeDtypeStruct(*shape, sharding=self.batch_sharding) for shape in shapes))
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """The rows of a global batch that this process feeds."""
+        return local_rows(self.batch_sharding, batch_size)
+
+    def initial_state(self, weights: tuple[Arrays, Arrays] | None = None) -> TrainState:
+        """The state before the first step, every leaf made where it lives.
+
+        Args:
+          weights: parameters and statistics on the host to start from; None: drawn from the seed.
+        """
+        if weights is None:
+            return jax.jit(self._init, out_shardings=self.state_shardings)()
+        ema, seed = self.recipe.train.ema_decay > 0, self.recipe.train.seed
+        start = partial(state_of, optimizer=self.optimizer, seed=seed, ema=ema)
+        return jax.jit(start, out_shardings=self.state_shardings)(*weights)
+
+    def update_shardings(self) -> dict[str, NamedSharding]:
+        """Where each parameter's update is computed."""
+        return {
+            path: NamedSharding(self.mesh, spec(leaf.shape, self._update_over(self.rules[path].over), self.mesh.shape))
+            for path, leaf in self.model.params.items()
+        }
+
+    @cached_property
+    def platform(self) -> str:
+        """Kind of the devices."""
+        return self.mesh.devices.flat[0].platform
+
+    @cached_property
+    def step(self) -> TrainStep:
+        """The training step, not compiled."""
+        step = make_train_step(
+            self.model,
+            self.optimizer,
+            self.recipe,
+            self.preprocessing,
+            group_size=self.group_size,
+            update_shardings=self.update_shardings() if self.layout.optimizer_over else None,
+        )
+
+        def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            with compiling_for(self.platform):
+                return step(state, batch)
+
+        return train_step
+
+    def train_step(self) -> Any:
+        """The compiled training step: state donated and staying where it is, metrics on every device."""
+        return self._compiled(self.step, self.batch_sharding)
+
+    def train_steps(self) -> Any:
+        """The same for several steps in one program; takes their batches stacked."""
+        return self._compiled(partial(jax.lax.scan, self.step), self.stacked_sharding)
+
+    def resident_step(self) -> Any:
+        """The same for images on the devices: `(state, places, images)`."""
+        return self._compiled(resident_step(self.step), self.batch_sharding, replicated(self.mesh))
+
+    def resident_steps(self) -> Any:
+        """The same for several steps in one program; takes their places stacked."""
+        return self._compiled(resident_steps(self.step), self.stacked_sharding, replicated(self.mesh))
+
+    def statistics_step(self) -> Any:
+        """The compiled pass that takes BatchNorm's statistics: `(params, key, batch)`."""
+        step = make_statistics_step(self.model, self.recipe, self.preprocessing, self.group_size)
+        return jax.jit(
+            step,
+            in_shardings=(self.state_shardings.params, replicated(self.mesh), self.batch_sharding),
+            out_shardings=self.state_shardings.stats,
+        )
+
+    def _compiled(self, step: Callable[..., Any], *inputs: NamedSharding) -> Any:
+        return jax.jit(
+            step,
+            in_shardings=(self.state_shardings, *inputs),
+            out_shardings=(self.state_shardings, replicated(self.mesh)),
+            donate_argnums=0,
+            compiler_options=_compiler_options(self.platform),
+        )
+
+    def _init(self) -> TrainState:
+        ema = self.recipe.train.ema_decay > 0
+        return init_state(self.model, self.optimizer, self.recipe.train.seed, ema=ema)
+
+    def _sharding(self, path: tuple[Any, ...], shape: tuple[int, ...]) -> NamedSharding:
+        """Of a leaf of the state: that of the parameter whose path its own ends in, and the optimizer's share."""
+        parameter = getattr(path[-1], "key", None)
+        over = self.rules[parameter].over if parameter in self.rules else ()
+        kept = path[0].name in ("params", "stats")
+        return NamedSharding(self.mesh, spec(shape, over if kept else self._update_over(over), self.mesh.shape))
+
+    def _update_over(self, over: tuple[str, ...]) -> tuple[str, ...]:
+        return (*over, *(axis for axis in self.layout.optimizer_over if axis not in over))
+
+
+def make_program(
+    recipe: Recipe,
+    preprocessing: Preprocessing,
+    *,
+    classes: int,
+    records: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Program:
+    """Checks that recipe, images and devices fit together.
+
+    Args:
+      recipe: validated by itself.
+      preprocessing: size and statistics of the images.
+      classes, records: of the training set.
+      devices: to compile for; None: all of all processes.
+
+    Raises:
+      UserError: one line that says what does not fit.
+    """
+    mesh = make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.model, devices)
+    check_batch_size("train.batch_size", recipe.train.batch_size, mesh)
+    check_batch_size("evaluate.batch_size", recipe.evaluation_batch_size, mesh)
+    model = define_model(
+        recipe.model.name,
+        height=preprocessing.height,
+        width=preprocessing.width,
+        channels=preprocessing.channels,
+        classes=classes,
+        precision=recipe.train.precision,
+        dropout=recipe.model.dropout,
+        drop_path=recipe.model.drop_path,
+        remat=recipe.model.remat,
+    )
+    group_size = batch_norm_group(recipe, shard_count(mesh), normalises=bool(model.stats))
+    layout = chosen_layout(recipe.mesh)
+    image_bytes = preprocessing.height * preprocessing.width * preprocessing.channels
+    plan = make_plan(recipe, records, image_bytes=image_bytes, platform=mesh.devices.flat[0].platform)
+    schedule = learning_rate(
+        recipe.optimizer, steps=plan.steps, epoch_steps=plan.epoch_steps, batch_size=plan.batch_size
+    )
+    return Program(
+        recipe=recipe,
+        preprocessing=preprocessing,
+        mesh=mesh,
+        layout=layout,
+        rules=matched_rules(layout.rules, model.params),
+        model=model,
+        schedule=schedule,
+        optimizer=make_optimizer(recipe.optimizer, schedule, model.params),
+        group_size=group_size,
+        plan=plan,
+    )
+
+
+def chosen_layout(section: MeshSection) -> Layout:
+    """The layout that a recipe names."""
+    if section.rules:
+        rules = tuple(Rule(rule.match, rule.over) for rule in section.rules)
+        return Layout(rules, BATCH_AXES if section.sharding == "zero1" else ())
+    if section.sharding == "auto":
+        return PRESETS["fsdp" if section.fsdp > 1 else "zero1"]
+    return PRESETS[section.sharding]
+
+
+def batch_norm_group(recipe: Recipe, shards: int, *, normalises: bool) -> int | None:
+    """Examples that BatchNorm normalises over; None: a whole micro-batch.
+
+    Args:
+      recipe: with a batch that divides by the shards.
+      shards: parts that a batch is split into.
+      normalises: whether the model has such layers.
+
+    Raises:
+      UserError: micro-batches or groups do not divide what lies on one device.
+    """
+    section, accumulate = recipe.batch_norm, recipe.train.accumulate
+    if section.over != "global" and not normalises:
+        raise UserError(f"batch_norm.over is {section.over}, and {recipe.model.name} has no BatchNorm; leave it out")
+    rows = recipe.train.batch_size // shards
+    if rows % accumulate:
+        raise UserError(
+            f"train.accumulate is {accumulate} and does not divide the {rows} images of each of {shards} devices; "
+            f"choose a divisor of {rows}, or another train.batch_size"
+        )
+    rows //= accumulate
+    if section.over == "groups" and rows % section.group_size:
+        raise UserError(
+            f"batch_norm.group_size is {section.group_size} and does not divide the {rows} images that a device has at "
+            f"a time (train.batch_size {recipe.train.batch_size} / {shards} devices / train.accumulate {accumulate}); "
+            f"choose a divisor of {rows}"
+        )
+    return {"global": None, "groups": section.group_size, "per_shard": rows}[section.over]
+
+
+def make_plan(recipe: Recipe, records: int, *, image_bytes: int, platform: str) -> Plan:
+    """The recipe's durations in steps.
+
+    Args:
+      recipe: resolved.
+      records: of the training set.
+      image_bytes: of one image.
+      platform: of the devices.
+    """
+    epoch_steps = records / recipe.train.batch_size
+    steps = recipe.train.duration.steps(epoch_steps)
+    plan = Plan(
+        steps=steps,
+        epoch_steps=epoch_steps,
+        batch_size=recipe.train.batch_size,
+        evaluate_every=max(1.0, recipe.evaluate.every.exact_steps(epoch_steps)),
+        save_every=max(1.0, recipe.checkpoint.every.exact_steps(epoch_steps)),
+        log_every=max(MIN_LOG_STEPS, steps // LOG_ROWS),
+    )
+    batch_bytes = 8 * plan.batch_size if recipe.data.on_device else image_bytes * plan.batch_size
+    at_once = recipe.train.steps_per_dispatch or (1 if platform == "cpu" else steps_that_fit(plan, batch_bytes))
+    return replace(plan, at_once=at_once)
+
+
+def steps_that_fit(plan: Plan, batch_bytes: int) -> int:
+    """How many steps to dispatch at once: as memory and what is due allow.
+
+    Args:
+      plan: of the run.
+      batch_bytes: that the host sends for one step.
+    """
+    between = math.floor(min(plan.steps, plan.epoch_steps, plan.evaluate_every, plan.save_every))
+    return max(1, min(between, DISPATCH_BYTES // batch_bytes))
+
+
+def _compiler_options(platform: str) -> dict[str, Any] | None:
+    # jax 0.10 gives a CPU's convolutions without padding to YNN: a step of cnn28 takes 34 ms instead of 21. Naming the
+    # matrix products alone leaves them to Eigen, as jax 0.12 does by itself.
+    slow_convolutions = platform == "cpu" and jax.__version_info__ < (0, 11)
+    ynn = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+    return ynn if slow_convolutions else None

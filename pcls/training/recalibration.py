@@ -1,0 +1,49 @@
+"""BatchNorm's running statistics taken anew, for weights that training never ran with, such as averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pcls.config.schema import Recipe
+from pcls.data.augment import augment, normalise, record_keys
+from pcls.data.pipeline import Batch
+from pcls.data.preprocessing import Preprocessing
+from pcls.nn.module import Arrays, ModelDef
+from pcls.nn.training import TrainingPass
+
+StatisticsStep = Callable[[Arrays, Array, Batch], Arrays]
+
+
+def make_statistics_step(
+    model: ModelDef, recipe: Recipe, preprocessing: Preprocessing, group_size: int | None
+) -> StatisticsStep:
+    """`(params, key, batch) -> statistics of the batch`, augmented as in training, with nothing dropped.
+
+    Args:
+      model, recipe, preprocessing: of the run.
+      group_size: examples that BatchNorm normalises over; None: the whole batch.
+    """
+
+    def statistics_step(params: Arrays, key: Array, batch: Batch) -> Arrays:
+        keys = record_keys(jax.random.wrap_key_data(key), batch.epoch, batch.record)
+        images = augment(batch.image, keys, recipe.augment)
+        images = normalise(images, preprocessing, jnp.dtype(recipe.train.precision))
+        unread = {path: jnp.zeros(stat.shape, stat.dtype) for path, stat in model.stats.items()}
+        return model.apply(params, unread, images, TrainingPass(None, group_size))[1]
+
+    return statistics_step
+
+
+def mean_statistics(statistics: Iterable[Arrays]) -> Arrays:
+    """The mean over one or more batches of one size.
+
+    Source: Izmailov et al. 2018, who needed it for averaged weights.
+    """
+    mean: Arrays = {}
+    for count, some in enumerate(statistics, 1):
+        mean = jax.tree.map(lambda old, new: old + (new - old) / count, mean, some) if mean else some  # noqa: B023
+    return mean

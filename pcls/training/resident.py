@@ -1,0 +1,49 @@
+"""Training on images that live on the devices: the host sends record numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pcls.data.pipeline import Batch, Places
+from pcls.training.state import TrainState
+from pcls.training.step import Metrics, TrainStep
+
+
+class Images(NamedTuple):
+    """A whole set; numpy arrays on the host, jax arrays on the devices.
+
+    Attributes:
+      image: [records, height, width, channels] uint8.
+      label: [records] int32.
+    """
+
+    image: Any
+    label: Any
+
+
+ResidentStep = Callable[[TrainState, Places, Images], tuple[TrainState, Metrics]]
+
+
+def resident_step(step: TrainStep) -> ResidentStep:
+    """The same step, which looks its batch up."""
+
+    def look_up_and_train(state: TrainState, places: Places, images: Images) -> tuple[TrainState, Metrics]:
+        weight = jnp.ones(places.record.shape, jnp.float32)
+        batch = Batch(images.image[places.record], images.label[places.record], weight, places.record, places.epoch)
+        return step(state, batch)
+
+    return look_up_and_train
+
+
+def resident_steps(step: TrainStep) -> ResidentStep:
+    """Several such steps in one program, each on a row of [steps, batch] places."""
+    one = resident_step(step)
+
+    def look_up_and_train(state: TrainState, places: Places, images: Images) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda state, places: one(state, places, images), state, places)
+
+    return look_up_and_train

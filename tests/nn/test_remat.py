@@ -1,0 +1,105 @@
+"""What the backward pass keeps changes memory and work, and no number."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from pcls.nn.conv import Conv
+from pcls.nn.dropout import Dropout
+from pcls.nn.module import ModelDef
+from pcls.nn.norm import BatchNorm
+from pcls.nn.remat import run_block
+from pcls.nn.training import TrainingPass
+
+BATCH, SIZE, CHANNELS, BLOCKS = 8, 16, 8, 4
+POLICIES = ["none", "products", "inputs"]
+X = jax.random.normal(jax.random.key(1), (BATCH, SIZE, SIZE, CHANNELS))
+KEYS = jax.random.split(jax.random.key(2), BATCH)
+
+
+class Block(nnx.Module):
+    """Two convolutions, each normalised, with activations and stochastic depth."""
+
+    def __init__(self, place, *, rngs):
+        layers = range(2)
+        self.convs = nnx.List([Conv(CHANNELS, CHANNELS, 3, dtype=jnp.float32, rngs=rngs) for _ in layers])
+        self.norms = nnx.List([BatchNorm(CHANNELS, rngs=rngs) for _ in layers])
+        self.drop = Dropout(0.5, place, whole=True)
+
+    def __call__(self, x, training=None):
+        y = x
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            y = jnp.tanh(norm(conv(y), training))
+        return x + self.drop(y, training)
+
+
+class Net(nnx.Module):
+    def __init__(self, remat, rngs):
+        self.blocks = nnx.List([Block(place, rngs=rngs) for place in range(BLOCKS)])
+        self.remat = remat
+
+    def __call__(self, x, training=None):
+        for block in self.blocks:
+            x = run_block(block, x, training, self.remat)
+        return x
+
+
+def loss_and_gradients(remat):
+    model = ModelDef.of(lambda rngs: Net(remat, rngs))
+
+    def loss(params, x, keys):
+        unread = {path: jnp.zeros(stat.shape) for path, stat in model.stats.items()}
+        y, stats = model.apply(params, unread, x, TrainingPass(keys, 4))
+        return jnp.mean(y**2), (y, stats)
+
+    return model, jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+
+
+@cache
+def compiled(remat):
+    model, gradients = loss_and_gradients(remat)
+    params, _ = model.init(jax.random.key(0))
+    return params, gradients.lower(params, X, KEYS).compile()
+
+
+@pytest.mark.parametrize("remat", POLICIES[1:])
+def test_values_statistics_and_gradients_are_those_of_keeping_all(remat):
+    params, keeping = compiled("none")
+    _, recomputing = compiled(remat)
+    (expected, (y, stats)), grads = keeping(params, X, KEYS)
+    (found, (y_found, stats_found)), grads_found = recomputing(params, X, KEYS)
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    np.testing.assert_allclose(y_found, y, rtol=1e-5, atol=1e-5)
+    assert len(stats_found) == 4 * BLOCKS
+    for path, stat in stats.items():
+        # Not zero, which is what went in.
+        assert float(jnp.abs(stat).max()) > 1e-3
+        np.testing.assert_allclose(stats_found[path], stat, rtol=1e-5, atol=1e-6, err_msg=path)
+    for other, grad in zip(jax.tree.leaves(grads_found), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(other, grad, rtol=1e-4, atol=1e-5 * np.abs(grad).max())
+
+
+def test_the_less_is_kept_the_less_memory_and_the_more_work():
+    programs = [compiled(remat)[1] for remat in POLICIES]
+    memory = np.array([program.memory_analysis().temp_size_in_bytes for program in programs])
+    flops = np.array([program.cost_analysis()["flops"] for program in programs])
+    convolutions = 2 * BLOCKS * (2 * 9 * CHANNELS**2 * BATCH * SIZE**2)
+    # Measured in arrays of the input's size: 25, 16 and 10.
+    assert memory[1] < 0.75 * memory[0]
+    assert memory[2] < 0.75 * memory[1]
+    # Normalisation and activation are cheap to compute again; with `inputs` every convolution runs once more.
+    assert flops[0] < flops[1] < flops[0] + 0.1 * convolutions
+    assert flops[0] + 0.8 * convolutions < flops[2] < flops[0] + 1.2 * convolutions
+
+
+def test_prediction_recomputes_nothing():
+    def trace(remat):
+        model, _ = loss_and_gradients(remat)
+        return str(jax.make_jaxpr(lambda params, stats: model.apply(params, stats, X)[0])(*model.init(jax.random.key(0))))
+
+    assert "remat" not in trace("inputs")
+    assert trace("inputs") == trace("none")
