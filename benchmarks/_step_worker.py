@@ -20,20 +20,25 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return source.images, source.labels.astype(np.int64)
 
 
-def pcls_trainer(model: str) -> Trainer:
-    """pcls as `pcls train` runs it: Grain's batches, the compiled step, metrics read a step late."""
-    from dataclasses import replace
-
+def pcls_setup(model: str):
+    """The digits recipe with a model, put together as `pcls train` does it."""
     from pcls.config import load_recipe
-    from pcls.data.pipeline import training_batches
-    from pcls.parallel.processes import place
     from pcls.run.setup import prepare, tune_process
-    from pcls.training.loop import train_loop
 
     tune_process()
-    recipe = load_recipe("digits_cnn", {"model.name": model, "train.batch_size": BATCH, "augment.shift": 0})
-    setup = prepare(recipe)
-    compiled = setup.train_step()
+    return prepare(load_recipe("digits_cnn", {"model.name": model, "train.batch_size": BATCH, "augment.shift": 0}))
+
+
+def pcls_trainer(model: str) -> Trainer:
+    """pcls as `pcls train` runs it: batches, the compiled step, metrics read a step late."""
+    from dataclasses import replace
+
+    from pcls.data.pipeline import training_batches
+    from pcls.parallel.processes import place
+    from pcls.training.loop import train_loop
+
+    setup = pcls_setup(model)
+    one, many = setup.train_step(), setup.train_steps()
 
     class Hooks:
         def place(self, batch):
@@ -44,6 +49,9 @@ def pcls_trainer(model: str) -> Trainer:
 
         def log(self, row):
             pass
+
+        def finish(self, state):
+            return state
 
         def evaluate(self, state, step):
             return 0.0
@@ -70,7 +78,36 @@ def pcls_trainer(model: str) -> Trainer:
             steps=range(first, first + steps),
             workers=setup.dataset.workers,
         ) as batches:
-            state, _ = train_loop(state, compiled, batches, plan, Hooks())
+            state, _ = train_loop(state, one, many, batches, plan, Hooks())
+
+    return train
+
+
+def bare_trainer(model: str) -> Trainer:
+    """The compiled step alone, on one batch that lies on the device; nothing is read until the end."""
+    import jax
+
+    from pcls.data.pipeline import training_batches
+
+    setup = pcls_setup(model)
+    compiled, state = setup.train_step(), setup.initial_state()
+    with training_batches(
+        setup.dataset.train,
+        setup.dataset.preprocessing,
+        batch_size=BATCH,
+        rows=setup.rows(BATCH),
+        seed=0,
+        random_crop=False,
+        steps=range(1),
+        workers=0,
+    ) as batches:
+        batch = jax.device_put(next(batches), setup.batch_sharding)
+
+    def train(steps: int) -> None:
+        nonlocal state
+        for _ in range(steps):
+            state, metrics = compiled(state, batch)
+        float(metrics["loss"])
 
     return train
 
@@ -160,6 +197,7 @@ def keras_trainer(model: str, *, style: str) -> Trainer:
 
 CONTENDERS: dict[str, Callable[[str], Trainer]] = {
     "pcls": pcls_trainer,
+    "pcls bare step": bare_trainer,
     "torch": torch_trainer,
     "keras fit": lambda model: keras_trainer(model, style="fit"),
     "keras fit jit_compile": lambda model: keras_trainer(model, style="fit_jit"),

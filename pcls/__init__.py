@@ -13,6 +13,8 @@ Importing pcls is cheap: jax is imported when a function that needs it is called
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pcls.config.load import Overrides
     from pcls.deliver.predict import Classifier
     from pcls.evaluation.metrics import Evaluation
+    from pcls.planning.plan import RecipePlan
     from pcls.run.session import Run
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "load",
+    "plan",
     "report",
     "resume",
     "train",
@@ -105,6 +109,39 @@ def report(run: str | Path | Run) -> Path:
     return report_run(_path(run))
 
 
+def plan(
+    recipe: str | Path | Recipe,
+    overrides: Overrides = (),
+    *,
+    topology: str,
+    slices: int = 1,
+    largest: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> RecipePlan:
+    """Compiles a recipe's training step for devices that need not be here, and says what it costs them.
+
+    Args:
+      recipe, overrides: as in `train`.
+      topology: `v5e:16x16`, `v6e:4x4`, `v4:2x2x4`, `v5p`, `cpu-8` ...; TPUs need `pip install 'pcls[tpu]'`.
+      slices: TPU slices of that shape.
+      largest: whether to look for the largest batch that fits, by some more compilations.
+      say: hears of each compilation; None: standard error does.
+
+    Raises:
+      UserError: no such devices, or the recipe does not suit them.
+    """
+    resolved = _recipe(recipe, overrides)
+
+    from pcls.planning.topology import parse_topology, prepare_environment
+
+    # Before anything asks jax for devices.
+    prepare_environment(parse_topology(topology, slices))
+
+    from pcls.planning.plan import plan_recipe
+
+    return plan_recipe(resolved, topology, slices=slices, largest=largest, say=say or _to_stderr)
+
+
 def load(source: str | Path | Run) -> Classifier:
     """Loads a finished run or a bundle as a classifier with a `predict` method."""
     from pcls.deliver.predict import Classifier
@@ -118,6 +155,10 @@ def demo(folder: str | Path | None = None) -> Path:
     from pcls.transfer.demo import run_demo
 
     return run_demo(None if folder is None else Path(folder))
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _recipe(recipe: str | Path | Recipe, overrides: Overrides) -> Recipe:

@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
+from pcls.cli.bench import bench
 from pcls.cli.config import app as config_app
 from pcls.cli.data import app as data_app
 from pcls.cli.demo import demo
 from pcls.cli.evaluate import evaluate
 from pcls.cli.finetune import finetune
 from pcls.cli.models import app as models_app
+from pcls.cli.plan import plan
 from pcls.cli.predict import predict
 from pcls.cli.report import report
 from pcls.cli.resume import resume
@@ -34,6 +36,8 @@ app.command("finetune")(finetune)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("report")(report)
+app.command("plan")(plan)
+app.command("bench")(bench)
 app.command("demo")(demo)
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")

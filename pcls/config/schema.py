@@ -82,6 +82,18 @@ class RunSection(Section):
     dir: str = ""
 
 
+class SizePhase(Section):
+    """One phase of `data.progressive`.
+
+    Attributes:
+      until: the phase's end, counted from the start of the run.
+      image_size: height and width in pixels that the model is trained with.
+    """
+
+    until: Length
+    image_size: Annotated[int, Field(ge=1, le=8192)]
+
+
 class DataSection(Section):
     """What is learned from.
 
@@ -95,6 +107,12 @@ class DataSection(Section):
       validation: share of each class held out where the source has no evaluation split of its own.
       split_seed: seed of the held-out share and of `per_class`; the run's seed leaves them alone.
       train_crop: how a training image of free size is cut: `random` (area and aspect, Inception's) or `center`.
+      crop_pct: share of the shorter side that the evaluation's centre crop keeps, of image files; null: 0.875.
+      progressive: training phases with other image sizes, in order of their ends; after the last, and in evaluation,
+        `image_size` holds. Small images first make an epoch cheaper.
+      expect_classes: classes that the source must have; 0: any. `pcls plan` needs no data where this and the next are
+        stated.
+      expect_records: training records that it must have; 0: any number.
       on_device: keep the training set in the memory of the devices; for small sets of images of one size.
       max_undecodable: share of training records that may fail to decode before the run stops.
       workers: threads that read and decode; sets in memory need none.
@@ -109,6 +127,10 @@ class DataSection(Section):
     validation: Annotated[Number, Field(gt=0, lt=1)] = 0.2
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     train_crop: Literal["random", "center"] = "random"
+    crop_pct: Annotated[Number, Field(gt=0, le=1)] | None = None
+    progressive: Annotated[tuple[SizePhase, ...], BeforeValidator(_list_as_tuple)] = ()
+    expect_classes: Annotated[int, Field(ge=0, le=2**24)] = 0
+    expect_records: Annotated[int, Field(ge=0)] = 0
     on_device: bool = False
     max_undecodable: Annotated[Number, Field(ge=0, le=1)] = 0.001
     workers: Annotated[int, Field(ge=1, le=256)] = 2
@@ -457,6 +479,13 @@ class Recipe(Section):
                 "train.accumulate",
                 f"is {self.train.accumulate} and does not divide train.batch_size={self.train.batch_size}",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_size_at_once(self) -> Recipe:
+        if self.data.progressive and (self.data.on_device or self.train.steps_per_dispatch > 1):
+            key = "data.on_device" if self.data.on_device else "train.steps_per_dispatch"
+            raise _broken_rule(key, "needs images of one size; leave out data.progressive or this")
         return self
 
     @property

@@ -51,15 +51,31 @@ def open_dataset(section: DataSection, preprocessing: Preprocessing | None = Non
     """
     whole, evaluation = _open_source(section)
     _check_classes(section, whole)
+    dataset = _prepared(section, whole, evaluation, preprocessing)
+    _check_expected("data.expect_classes", section.expect_classes, len(dataset.class_names), "classes")
+    _check_expected("data.expect_records", section.expect_records, len(dataset.train), "training records")
+    return dataset
+
+
+def _prepared(
+    section: DataSection, whole: Source, evaluation: Source | None, preprocessing: Preprocessing | None
+) -> Dataset:
     if not isinstance(whole, ArraySource) or not isinstance(evaluation, ArraySource | None):
         train, evaluation = _split(section, whole, evaluation)
         return Dataset(train, evaluation, preprocessing or _file_preprocessing(section), section.workers)
+    if section.crop_pct is not None:
+        raise UserError(f"data.crop_pct has no effect with {section.source}, whose images are kept whole; leave it out")
     _check_not_empty(whole, whole.labels, section.classes or tuple(range(len(whole.class_names))))
     shape = _array_shape(section, whole, preprocessing)
     # Pixels in memory are brought to size once, not once an epoch.
     whole, evaluation = whole.resized(*shape), evaluation and evaluation.resized(*shape)
     train, evaluation = _split(section, whole, evaluation)
     return Dataset(train, evaluation, preprocessing or _array_preprocessing(train, shape), workers=0)
+
+
+def described_preprocessing(section: DataSection) -> Preprocessing | None:
+    """The preprocessing of image files, known without opening them; None where pixels in memory decide it."""
+    return _file_preprocessing(section) if section.source.partition(":")[0] in ("folder", "tfds") else None
 
 
 def data_settings(data: str) -> dict[str, str]:
@@ -154,6 +170,13 @@ def _check_labels_known(train: Source, evaluation: Source) -> None:
         raise UserError(f"the evaluation labels run to class {extra[-1]!r}, which no training record carries")
 
 
+def _check_expected(key: str, expected: int, found: int, what: str) -> None:
+    if expected and expected != found:
+        raise UserError(
+            f"{key} is {expected:,} and there are {found:,} {what}; check the source, or correct the number"
+        )
+
+
 def _check_not_empty(source: Source, labels: np.ndarray, classes: tuple[int, ...]) -> None:
     present = set(map(int, np.unique(labels)))
     for label in classes:
@@ -180,4 +203,4 @@ def _file_preprocessing(section: DataSection) -> Preprocessing:
     size = section.image_size or DEFAULT_IMAGE_SIZE
     channels = section.channels or 3
     mean, std = imagenet_statistics(channels)
-    return Preprocessing(size, size, channels, mean, std, DEFAULT_CROP_PCT)
+    return Preprocessing(size, size, channels, mean, std, section.crop_pct or DEFAULT_CROP_PCT)

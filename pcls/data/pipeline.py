@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import grain
@@ -57,6 +58,7 @@ def training_batches(
     random_crop: bool,
     steps: range,
     workers: int,
+    size_at: Callable[[int], int] | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """Streams training batches, read ahead by threads; close it by leaving the `with` block.
 
@@ -69,13 +71,16 @@ def training_batches(
       random_crop: cut files by random crops instead of the evaluation's.
       steps: the global steps wanted, from 0.
       workers: threads; 0: read when asked, which is faster where reading is a copy out of memory.
+      size_at: height and width at a step; None: those of `preprocessing`.
     """
 
     def batch(step: int) -> Batch:
         records, epochs = records_of_step(step, batch_size=batch_size, size=len(source), seed=seed)
         records, epochs = records[rows], epochs[rows]
         rng: CropRng = (lambda i: np.random.default_rng((seed, epochs[i], records[i]))) if random_crop else None
-        return _read(source, preprocessing, records, epochs, rng)
+        size = size_at(step) if size_at else None
+        sized = replace(preprocessing, height=size, width=size) if size else preprocessing
+        return _read(source, sized, records, epochs, rng)
 
     with _read_ahead(batch, steps, workers) as batches:
         yield batches

@@ -17,6 +17,8 @@ from pcls.data.pipeline import Batch, Places, training_batches, training_places
 from pcls.errors import RestartRequested, UserError
 from pcls.evaluation.count import Predictions
 from pcls.evaluation.metrics import Evaluation
+from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
+from pcls.observe.chips import chip_of
 from pcls.observe.console import Console, evaluation_line
 from pcls.observe.environment import describe_devices, environment
 from pcls.observe.goodput import Goodput
@@ -30,6 +32,8 @@ from pcls.run.folder import RunFolder, Status
 from pcls.run.setup import Setup, images_on_devices
 from pcls.run.signals import stop_requests
 from pcls.training.loop import Meter, Step, train_loop
+from pcls.training.program import Program
+from pcls.training.progressive import size_at
 from pcls.training.recalibration import mean_statistics
 from pcls.training.state import TrainState
 from pcls.training.tables import state_text, write_parameter_table
@@ -79,6 +83,7 @@ class Session:
         self._undecodable = Undecodable(setup.dataset, setup.recipe.data.max_undecodable, self._say)
         # Every process traces its own devices.
         self._profiler = Profiler(folder.path / TENSORBOARD, profile, self._say)
+        self._image_share_of_peak = image_share_of_peak(setup)
         self._sinks: list[MetricFiles | Wandb] = []
         self._result: tuple[Evaluation, Predictions] | None = None
 
@@ -123,7 +128,10 @@ class Session:
     def log(self, row: dict[str, Any]) -> None:
         """Keeps a training row."""
         del row["eta"]
-        self._write(row | {"lr": float(self._setup.schedule(row["step"] - 1))})
+        row["lr"] = float(self._setup.schedule(row["step"] - 1))
+        if self._image_share_of_peak is not None:
+            row["mfu"] = row["images_per_second"] * self._image_share_of_peak
+        self._write(row)
 
     def finish(self, state: TrainState) -> TrainState:
         """Takes BatchNorm's statistics anew where the recipe asks for it."""
@@ -212,7 +220,12 @@ class Session:
             random_crop=recipe.data.train_crop == "random",
             steps=steps,
             workers=dataset.workers,
+            size_at=self._size_at if recipe.data.progressive else None,
         )
+
+    def _size_at(self, step: int) -> int:
+        setup = self._setup
+        return size_at(setup.recipe.data, step, setup.plan.epoch_steps, setup.preprocessing.height)
 
     def _deliver(self, state: TrainState) -> Run:
         """Writes the bundle and the last evaluation."""
@@ -242,6 +255,19 @@ class Session:
     def _set_status(self, status: Status, step: int) -> None:
         if self._console:
             self._folder.set_status(status, step, self._setup.plan.steps)
+
+
+def image_share_of_peak(program: Program) -> float | None:
+    """The share of a second of all chips' peak that one image's training takes, by the model's own FLOPs.
+
+    None where the devices' peak is not documented.
+    """
+    devices = program.mesh.devices
+    chip = chip_of(devices.flat[0].device_kind)
+    peak = chip.flops(program.recipe.train.precision) if chip else None
+    if chip is None or peak is None:
+        return None
+    return TRAINING_FLOPS_PER_FORWARD * program.forward_flops / (peak * devices.size / chip.devices)
 
 
 def headline(setup: Setup, folder: RunFolder, first: int) -> str:

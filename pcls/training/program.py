@@ -16,10 +16,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pcls.config.schema import MeshSection, Recipe
-from pcls.data.pipeline import Batch
+from pcls.data.pipeline import Batch, Places
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.models.registry import define_model
+from pcls.nn.flops import analytic_flops
 from pcls.nn.module import Arrays, ModelDef
 from pcls.nn.platform import compiling_for
 from pcls.parallel.mesh import (
@@ -34,6 +35,7 @@ from pcls.parallel.mesh import (
 from pcls.parallel.rules import PRESETS, Layout, Rule, matched_rules, spec
 from pcls.training.loop import Plan
 from pcls.training.optimizers import make_optimizer
+from pcls.training.progressive import check_progressive, largest_size
 from pcls.training.recalibration import make_statistics_step
 from pcls.training.resident import resident_step, resident_steps
 from pcls.training.schedules import learning_rate
@@ -98,16 +100,31 @@ class Program:
 
     @cached_property
     def batch_shapes(self) -> Batch:
-        """Shape, type and sharding of a training batch."""
+        """Shape, type and sharding of a training batch, of the largest images that occur."""
         size, image = self.plan.batch_size, self.preprocessing
+        height, width = image.height, image.width
+        if self.recipe.data.progressive:
+            height = width = largest_size(self.recipe.data, self.plan.steps, self.plan.epoch_steps, height)
         shapes = Batch(
-            image=((size, image.height, image.width, image.channels), jnp.uint8),
+            image=((size, height, width, image.channels), jnp.uint8),
             label=((size,), jnp.int32),
             weight=((size,), jnp.float32),
             record=((size,), jnp.int32),
             epoch=((size,), jnp.int32),
         )
         return Batch(*(jax.ShapeDtypeStruct(*shape, sharding=self.batch_sharding) for shape in shapes))
+
+    @property
+    def place_shapes(self) -> Places:
+        """The same of a set that lives on the devices."""
+        return Places(self.batch_shapes.record, self.batch_shapes.epoch)
+
+    @cached_property
+    def forward_flops(self) -> int:
+        """FLOPs of one image through the model, as publications count them."""
+        dtype = jnp.dtype(self.recipe.train.precision)
+        image = jax.ShapeDtypeStruct((1, *self.batch_shapes.image.shape[1:]), dtype)
+        return analytic_flops(self.model.apply, self.model.params, self.model.stats, image)
 
     def rows(self, batch_size: int) -> np.ndarray:
         """The rows of a global batch that this process feeds."""
@@ -140,13 +157,16 @@ class Program:
     @cached_property
     def step(self) -> TrainStep:
         """The training step, not compiled."""
+        # First as the parameters lie: else the compiler carries the split of the update back into the layers, and each
+        # BatchNorm gathers its numbers there.
+        gradients = (self.state_shardings.params, self.update_shardings()) if self.layout.optimizer_over else ()
         step = make_train_step(
             self.model,
             self.optimizer,
             self.recipe,
             self.preprocessing,
             group_size=self.group_size,
-            update_shardings=self.update_shardings() if self.layout.optimizer_over else None,
+            gradient_shardings=gradients,
         )
 
         def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -194,11 +214,17 @@ class Program:
         return init_state(self.model, self.optimizer, self.recipe.train.seed, ema=ema)
 
     def _sharding(self, path: tuple[Any, ...], shape: tuple[int, ...]) -> NamedSharding:
-        """Of a leaf of the state: that of the parameter whose path its own ends in, and the optimizer's share."""
+        """Of a leaf of the state: that of the parameter whose path its own ends in, and the optimizer's share.
+
+        All else is whole. Averaged statistics too: if they were split, the layers would compute theirs split, and
+        gather them.
+        """
         parameter = getattr(path[-1], "key", None)
-        over = self.rules[parameter].over if parameter in self.rules else ()
-        kept = path[0].name in ("params", "stats")
-        return NamedSharding(self.mesh, spec(shape, over if kept else self._update_over(over), self.mesh.shape))
+        if parameter not in self.rules:
+            return replicated(self.mesh)
+        over = self.rules[parameter].over
+        over = over if path[0].name == "params" else self._update_over(over)
+        return NamedSharding(self.mesh, spec(shape, over, self.mesh.shape))
 
     def _update_over(self, over: tuple[str, ...]) -> tuple[str, ...]:
         return (*over, *(axis for axis in self.layout.optimizer_over if axis not in over))
@@ -237,6 +263,7 @@ def make_program(
         drop_path=recipe.model.drop_path,
         remat=recipe.model.remat,
     )
+    check_progressive(recipe.data, recipe.model.name, records / recipe.train.batch_size)
     group_size = batch_norm_group(recipe, shard_count(mesh), normalises=bool(model.stats))
     layout = chosen_layout(recipe.mesh)
     image_bytes = preprocessing.height * preprocessing.width * preprocessing.channels
@@ -280,8 +307,9 @@ def batch_norm_group(recipe: Recipe, shards: int, *, normalises: bool) -> int | 
       UserError: micro-batches or groups do not divide what lies on one device.
     """
     section, accumulate = recipe.batch_norm, recipe.train.accumulate
-    if section.over != "global" and not normalises:
-        raise UserError(f"batch_norm.over is {section.over}, and {recipe.model.name} has no BatchNorm; leave it out")
+    if not normalises and (section.over != "global" or section.recalibrate.value):
+        key = "recalibrate" if section.recalibrate.value else "over"
+        raise UserError(f"batch_norm.{key} has no effect: {recipe.model.name} has no BatchNorm; leave it out")
     rows = recipe.train.batch_size // shards
     if rows % accumulate:
         raise UserError(
@@ -318,7 +346,9 @@ def make_plan(recipe: Recipe, records: int, *, image_bytes: int, platform: str) 
         log_every=max(MIN_LOG_STEPS, steps // LOG_ROWS),
     )
     batch_bytes = 8 * plan.batch_size if recipe.data.on_device else image_bytes * plan.batch_size
-    at_once = recipe.train.steps_per_dispatch or (1 if platform == "cpu" else steps_that_fit(plan, batch_bytes))
+    # Batches of several sizes cannot be stacked.
+    single = platform == "cpu" or recipe.data.progressive
+    at_once = recipe.train.steps_per_dispatch or (1 if single else steps_that_fit(plan, batch_bytes))
     return replace(plan, at_once=at_once)
 
 

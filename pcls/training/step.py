@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ def make_train_step(
     preprocessing: Preprocessing,
     *,
     group_size: int | None = None,
-    update_shardings: Mapping[str, NamedSharding] | None = None,
+    gradient_shardings: Sequence[Mapping[str, NamedSharding]] = (),
 ) -> TrainStep:
     """The training step: `(state, batch) -> (state, metrics)`, to be compiled with the state donated.
 
@@ -57,13 +57,13 @@ def make_train_step(
     Args:
       model, optimizer, recipe, preprocessing: of the run.
       group_size: examples that BatchNorm normalises over; None: the whole micro-batch.
-      update_shardings: where each parameter's update is computed; None: where the parameter lies.
+      gradient_shardings: where the gradients are brought, one after the other; the last is where updates are computed.
     """
     loss_of, accumulate = LOSSES[recipe.train.loss], recipe.train.accumulate
     dtype = jnp.dtype(recipe.train.precision)
 
     def summed_loss(params: Arrays, micro: tuple[Batch, Array]) -> tuple[Array, Sums]:
-        """A micro-batch's share of the mean loss."""
+        """Over a micro-batch."""
         batch, keys = micro
         images = normalise(augment(batch.image, keys, recipe.augment), preprocessing, dtype)
         layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, MODEL_KEY))(keys)
@@ -85,8 +85,8 @@ def make_train_step(
         weight = jnp.sum(batch.weight)
         share = batch._replace(weight=batch.weight / jnp.maximum(weight, 1))
         (loss, sums), grads = gradients(state.params, (share, keys))
-        if update_shardings is not None:
-            grads = jax.lax.with_sharding_constraint(grads, dict(update_shardings))
+        for shardings in gradient_shardings:
+            grads = jax.lax.with_sharding_constraint(grads, dict(shardings))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         stats = moved(state.stats, sums.stats, recipe.batch_norm.momentum)

@@ -17,7 +17,7 @@ FLOORS = [
     {"checkpoint", "config", "nn", "observe", "parallel"},
     {"data", "models"},
     {"evaluation", "pretrained", "training"},
-    {"plan", "run"},
+    {"planning", "run"},
     {"compress", "deliver", "transfer"},
     {ROOF},
     {"cli"},

@@ -1,22 +1,41 @@
 """Every model: its exact parameter count, its shapes and types, what it refuses, and the numbers of the small ones."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from pcls.errors import UserError
+from pcls.models import convnext, resnet
+from pcls.models.convnext import ConvNeXt
 from pcls.models.registry import MODELS, customary_model, define_model, model_entry
+from pcls.models.resnet import BasicBlock, Bottleneck, ResNet
+from pcls.nn.dropout import Dropout
+from pcls.nn.module import ModelDef
+from pcls.nn.training import TrainingPass
 
-# The counts of Keras' tutorial, of the formula 28*32 + 32*32 + 32 + 32*10 + 10, and of torchvision and timm.
-COUNTS = {"cnn28": 121_930, "rnn28": 2_282, "irnn28": 2_282, "resnet18": 11_689_512, "resnet50": 25_557_032}
+# The counts of Keras' tutorial, of the formula 28*32 + 32*32 + 32 + 32*10 + 10, of torchvision and timm, and of the
+# usual ResNet-18 for CIFAR.
+COUNTS = {
+    "cnn28": 121_930,
+    "rnn28": 2_282,
+    "irnn28": 2_282,
+    "resnet18": 11_689_512,
+    "resnet18_cifar": 11_173_962,
+    "resnet50": 25_557_032,
+    "convnext_tiny": 28_589_128,
+}
+KEYS = jax.random.split(jax.random.key(0), 4)
 
 
 def logits_shape(definition, *image_shape: int) -> jax.ShapeDtypeStruct:
     """Shape and type of the logits, without computing them."""
     images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
     logits, _ = jax.eval_shape(
-        lambda params, stats, images: definition.apply(params, stats, images, train=True),
+        lambda params, stats, images: definition.apply(params, stats, images, TrainingPass()),
         definition.params,
         definition.stats,
         images,
@@ -30,7 +49,7 @@ def test_the_parameter_count_is_the_published_one(name, count):
 
 
 def test_every_registered_model_is_counted_here():
-    assert set(MODELS) >= set(COUNTS)
+    assert set(MODELS) == set(COUNTS)
 
 
 @pytest.mark.parametrize("name", list(COUNTS))
@@ -40,13 +59,13 @@ def test_any_size_and_class_count_gives_one_logit_a_class(name, height, width, c
     assert logits_shape(definition, 5, height, width, channels).shape == (5, classes)
 
 
-@pytest.mark.parametrize("name", ["cnn28", "rnn28", "resnet18"])
+@pytest.mark.parametrize("name", list(COUNTS))
 def test_bfloat16_computes_with_float32_parameters_and_statistics(name):
     definition = define_model(name, height=32, width=32, channels=3, classes=4, precision="bfloat16")
     assert {leaf.dtype.name for leaf in (definition.params | definition.stats).values()} == {"float32"}
     assert logits_shape(definition, 2, 32, 32, 3).dtype == jnp.bfloat16
     _, stats = jax.eval_shape(
-        lambda p, s: definition.apply(p, s, jnp.zeros((2, 32, 32, 3), jnp.bfloat16), train=True),
+        lambda p, s: definition.apply(p, s, jnp.zeros((2, 32, 32, 3), jnp.bfloat16), TrainingPass()),
         definition.params,
         definition.stats,
     )
@@ -54,7 +73,9 @@ def test_bfloat16_computes_with_float32_parameters_and_statistics(name):
     assert {leaf.dtype.name for leaf in stats.values()} <= {"float32"}
 
 
-@pytest.mark.parametrize(("name", "size"), [("cnn28", 9), ("rnn28", 1), ("resnet18", 31), ("resnet50", 31)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("cnn28", 9), ("rnn28", 1), ("resnet18", 31), ("resnet18_cifar", 7), ("convnext_tiny", 31)]
+)
 def test_images_too_small_are_refused(name, size):
     with pytest.raises(UserError) as raised:
         define_model(name, height=size, width=64, channels=1, classes=2)
@@ -65,7 +86,10 @@ def test_images_too_small_are_refused(name, size):
     )
 
 
-@pytest.mark.parametrize(("name", "size"), [("cnn28", 10), ("rnn28", 2), ("resnet18", 32), ("resnet50", 32)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("cnn28", 10), ("rnn28", 2), ("resnet18", 32), ("resnet18_cifar", 8), ("resnet50", 32), ("convnext_tiny", 32)],
+)
 def test_the_smallest_images_are_taken(name, size):
     definition = define_model(name, height=size, width=size, channels=1, classes=2)
     assert logits_shape(definition, 1, size, size, 1).shape == (1, 2)
@@ -104,7 +128,7 @@ def test_cnn28_is_two_convolutions_with_relu_and_pooling_and_two_dense_layers():
     def both(p, x):
         y = layer(p, layer(p, x, "conv1"), "conv2").reshape(4, -1)
         y = jnp.maximum(y @ p["dense/kernel"] + p["dense/bias"], 0)
-        return definition.apply(p, {}, x, train=False)[0], y @ p["head/kernel"] + p["head/bias"]
+        return definition.apply(p, {}, x)[0], y @ p["head/kernel"] + p["head/bias"]
 
     found, expected = both(p, x)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -120,7 +144,7 @@ def test_the_recurrent_networks_read_the_rows_from_the_top(name, activation):
     for row in range(28):
         h = activation(x[:, row] @ p["inputs/kernel"] + p["inputs/bias"] + h @ p["recurrent"])
     expected = h @ p["head/kernel"] + p["head/bias"]
-    found, _ = jax.jit(lambda p, x: definition.apply(p, stats, x, train=False))(params, images_of(1) / 10)
+    found, _ = jax.jit(lambda p, x: definition.apply(p, stats, x))(params, images_of(1) / 10)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -131,41 +155,173 @@ def test_the_recurrent_weights_start_orthogonal_or_as_the_identity():
     assert np.array_equal(relu, np.eye(32))
 
 
-@pytest.fixture(scope="module")
-def resnet18():
-    """What ResNet-18 for 7 classes starts with, and its training pass over 4 images of 32 pixels."""
-    definition = define_model("resnet18", height=32, width=32, channels=3, classes=7)
-    params, stats = jax.jit(definition.init)(jax.random.key(0))
-    step = jax.jit(lambda params, stats, images: definition.apply(params, stats, images, train=True))
-    return params, stats, step(params, stats, images_of(3, 32))
+# Residual networks and ConvNeXt, thin ones: the same code, compiled in a second.
 
 
-def test_resnet18_is_finite_at_32_pixels(resnet18):
-    _, _, (logits, _) = resnet18
+def thin(kind, **options):
+    """A network of few channels for images of 32 pixels: `basic` or `bottlenecks` (ResNet), or `convnext`."""
+    common = {"channels": 3, "classes": 7, "dtype": jnp.float32} | options
+
+    def build(rngs):
+        if kind == "convnext":
+            return ConvNeXt((1, 1, 2, 1), (4, 8, 12, 16), **common, rngs=rngs)
+        block = Bottleneck if kind == "bottlenecks" else BasicBlock
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(resnet, "STAGE_WIDTHS", (4, 8, 12, 16))
+            return ResNet(block, (1, 1, 1, 1), **common, rngs=rngs)
+
+    return ModelDef.of(build)
+
+
+def some_weights(definition):
+    """Weights of the usual size, and statistics, without compiling a start: a second less."""
+    rng = np.random.default_rng(0)
+
+    def drawn(leaf):
+        scale = np.sqrt(2 / np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.1
+        return (rng.normal(size=leaf.shape) * scale + (len(leaf.shape) < 2)).astype(np.float32)
+
+    return jax.tree.map(drawn, definition.params), jax.tree.map(lambda leaf: jnp.ones(leaf.shape), definition.stats)
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottlenecks", "convnext"])
+def test_a_training_pass_gives_finite_logits_that_differ_and_statistics_of_every_normalisation(kind):
+    definition = thin(kind)
+    params, stats = some_weights(definition)
+    logits, found = jax.jit(lambda p, x: definition.apply(p, stats, x, TrainingPass()))(params, images_of(3, 32))
     assert logits.shape == (4, 7)
     assert np.isfinite(logits).all()
-    # A new classifier has no strong opinions, and not the same one of every image.
-    assert 0.01 < np.asarray(logits).std() < 10
-    assert not np.allclose(logits[0], logits[1])
+    assert np.asarray(logits).std(0).min() > 1e-3
+    assert set(found) == set(definition.stats)
+    assert not any(np.array_equal(found[path], stats[path]) for path in stats)
 
 
-def test_training_moves_all_statistics_of_resnet18(resnet18):
-    _, stats, (_, moved) = resnet18
-    assert len(stats) == 40  # mean and variance of 20 layers
-    assert not any(np.array_equal(moved[path], stats[path]) for path in stats)
-
-
-def test_residual_blocks_start_as_their_shortcut(resnet18):
-    params, *_ = resnet18
-    second = [path for path in params if path.endswith("bn2/scale")]
-    assert len(second) == 8
-    assert all(np.array_equal(params[path], np.zeros_like(params[path])) for path in second)
-
-
-def test_resnet_kernels_start_with_the_variance_of_their_fan_out(resnet18):
-    params, *_ = resnet18
-    kernels = {path: a for path, a in params.items() if a.ndim == 4}
+def test_resnet18_has_a_mean_and_a_variance_for_each_of_its_20_convolutions():
+    definition = customary_model("resnet18")
+    kernels = [path for path, leaf in definition.params.items() if len(leaf.shape) == 4]
     assert len(kernels) == 20
+    assert len(definition.stats) == 2 * 20
+    assert "stages/0/1/conv1/kernel" in kernels
+    assert "stages/1/0/shortcut/conv/kernel" in kernels
+
+
+@pytest.mark.parametrize(("block", "last"), [(BasicBlock, "bn2"), (Bottleneck, "bn3")])
+def test_residual_blocks_start_as_their_shortcut(block, last):
+    module = block(16, 16 // block.expansion, 1, Dropout(0, 0), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    zero = [path for path, array in flat(module).items() if path.endswith("scale") and not np.asarray(array).any()]
+    assert zero == [f"{last}/scale"]
+    x = jnp.abs(images_of(16, 4))
+    np.testing.assert_array_equal(module(x, TrainingPass()), x)
+
+
+@pytest.mark.parametrize(
+    ("module", "deviation"),
+    [
+        # Of the fan-out, as He et al. do with ReLU.
+        (lambda **options: BasicBlock(64, 64, 1, Dropout(0, 0), **options), lambda size, outputs: 2 / size / outputs),
+        # Truncated at two deviations.
+        (lambda **options: convnext.Block(64, Dropout(0, 0), **options), lambda size, outputs: 0.0176**2),
+    ],
+    ids=["resnet", "convnext"],
+)
+def test_kernels_start_with_the_published_variance(module, deviation):
+    kernels = {path: a for path, a in flat(module(dtype=jnp.float32, rngs=nnx.Rngs(0))).items() if a.ndim > 1}
+    assert len(kernels) >= 2
     for path, kernel in kernels.items():
-        height, width, _, outputs = kernel.shape
-        assert np.asarray(kernel).std() == pytest.approx(np.sqrt(2 / (height * width * outputs)), rel=0.05), path
+        expected = np.sqrt(deviation(np.prod(kernel.shape[:-2]), kernel.shape[-1]))
+        assert np.asarray(kernel).std() == pytest.approx(expected, rel=0.05), path
+
+
+def test_a_convnext_block_is_that_of_numpy():
+    block = convnext.Block(3, Dropout(0, 0), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    assert block.scale[...].tolist() == [np.float32(1e-6)] * 3
+    block.scale[...] = jnp.array([1.0, -2.0, 0.5])
+    x = np.asarray(images_of(3, 4))
+    p = {path: np.asarray(array, np.float64) for path, array in flat(block).items()}
+    padded = np.pad(x.astype(np.float64), ((0, 0), (3, 3), (3, 3), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (7, 7), (1, 2))
+    y = np.einsum("bijcuv,uvc->bijc", windows, p["conv/kernel"][:, :, 0]) + p["conv/bias"]
+    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6) * p["norm/scale"] + p["norm/bias"]
+    y = y @ p["expand/kernel"] + p["expand/bias"]
+    y = 0.5 * y * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))
+    y = (y @ p["project/kernel"] + p["project/bias"]) * p["scale"]
+    np.testing.assert_allclose(block(jnp.asarray(x)), x + y, rtol=1e-5, atol=1e-5)
+
+
+def flat(module):
+    leaves, _ = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+    return {"/".join(str(entry.key) for entry in path): leaf for path, leaf in leaves}
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("rnn28", "dropout", 0.5),
+        ("rnn28", "drop_path", 0.5),
+        ("cnn28", "drop_path", 0.5),
+        ("cnn28", "remat", ("none",)),
+    ],
+)
+def test_an_option_that_a_model_does_not_have_is_refused_with_those_that_have_it(name, option, value):
+    with pytest.raises(UserError) as raised:
+        define_model(name, height=28, width=28, channels=1, classes=10, **{option: value})
+    having = "resnet18, resnet18_cifar, resnet50, convnext_tiny"
+    assert str(raised.value) == (
+        f"model.{option} has no effect with {name}; models that have it: "
+        f"{'cnn28, ' if option == 'dropout' else ''}{having}"
+    )
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_remat_speaks_of_every_stage(count):
+    with pytest.raises(UserError) as raised:
+        define_model("resnet18", height=32, width=32, channels=3, classes=7, remat=("inputs",) * count)
+    assert str(raised.value) == f"model.remat has {count} entries; resnet18 has 4 stages: write one for each"
+
+
+@pytest.mark.parametrize("kind", ["basic", "convnext"])
+def test_stochastic_depth_rises_linearly_and_no_two_layers_drop_alike(kind):
+    module = nnx.eval_shape(lambda: thin(kind, dropout=0.25, drop_path=0.4).build(jax.random.key(0)))
+    drops = [node for _, node in nnx.iter_graph(module) if isinstance(node, Dropout)]
+    rates = sorted(drop.rate for drop in drops if drop.whole)
+    np.testing.assert_allclose(rates, np.linspace(0, 0.4, len(rates)), rtol=1e-9)
+    assert [drop.rate for drop in drops if not drop.whole] == [0.25]
+    assert len({drop.place for drop in drops}) == len(drops)
+
+
+@pytest.mark.parametrize("option", ["dropout", "drop_path"])
+@pytest.mark.parametrize("kind", ["basic", "convnext"])
+def test_what_is_dropped_is_dropped_in_training_only(kind, option):
+    models = thin(kind), thin(kind, **{option: 0.5})
+    params, stats = some_weights(models[0])
+
+    @jax.jit
+    def all_of(params, x):
+        passes = None, TrainingPass(), TrainingPass(KEYS)
+        return [[model.apply(params, stats, x, training)[0] for model in models] for training in passes]
+
+    predicted, keyless, trained = all_of(params, images_of(3, 32))
+    for plain, dropping in (predicted, keyless):
+        np.testing.assert_allclose(dropping, plain, rtol=1e-5, atol=1e-5)
+    assert np.abs(trained[0] - trained[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["basic", "convnext"])
+def test_remat_of_stages_changes_no_number(kind):
+    policies = {}, {"remat": ("inputs", "none", "products", "none")}
+    models = [thin(kind, drop_path=0.5, **options) for options in policies]
+    params, stats = some_weights(models[0])
+
+    def gradient(model):
+        def loss(params):
+            logits, found = model.apply(params, stats, images_of(3, 32), TrainingPass(KEYS))
+            return jnp.sum(logits**2), (logits, found)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    found, expected = jax.jit(lambda params: [gradient(model) for model in models])(params)
+    for some, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(some, other, rtol=1e-4, atol=1e-4 * max(1e-3, np.abs(other).max()))

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pcls.errors import Diverged
 from pcls.training.loop import MAX_NOT_FINITE, Plan, train_loop
@@ -26,7 +28,7 @@ class State:
 
 @dataclass
 class Device:
-    """Computes lazily: a metric's value is made when it is read, and the reading is noted."""
+    """Computes lazily: metrics are made when they are read, and the reading is noted by its last step."""
 
     events: list[str] = field(default_factory=list)
     not_finite: set[int] = field(default_factory=set)
@@ -35,15 +37,30 @@ class Device:
         step = state.step + 1
         assert batch == step
         self.events.append(f"dispatch {step}")
-        values = {"loss": float(step), "correct": 2.0, "weight": 8.0, "finite": float(step not in self.not_finite)}
-        return replace(state, step=step), {name: Lazy(self, step, value) for name, value in values.items()}
+        metrics = {name: Lazy(self, step, values[0]) for name, values in self.values([step]).items()}
+        return replace(state, step=step), metrics
+
+    def train_steps(self, state, batches):
+        steps = [state.step + 1 + i for i in range(len(batches))]
+        assert batches.tolist() == steps
+        self.events.append(f"dispatch {steps[0]} to {steps[-1]}")
+        metrics = {name: Lazy(self, steps[-1], values) for name, values in self.values(steps).items()}
+        return replace(state, step=steps[-1]), metrics
+
+    def values(self, steps):
+        return {
+            "loss": [float(step) for step in steps],
+            "correct": [2.0 for _ in steps],
+            "weight": [8.0 for _ in steps],
+            "finite": [float(step not in self.not_finite) for step in steps],
+        }
 
 
 @dataclass
 class Lazy:
     device: Device
     step: int
-    value: float
+    value: float | list[float]
 
     def __array__(self, dtype=None, copy=None):
         if self.device.events[-1] != f"read {self.step}":
@@ -66,6 +83,10 @@ class Hooks:
     def log(self, row):
         self.rows.append(row)
 
+    def finish(self, state):
+        self.device.events.append(f"finish {state.step}")
+        return state
+
     def evaluate(self, state, step):
         self.device.events.append(f"evaluate {step}")
         return step / 10
@@ -82,7 +103,7 @@ def run(plan, *, start=0, stop_at=0, not_finite=()):
     device = Device(not_finite=set(not_finite))
     hooks = Hooks(device, stop_at)
     batches = iter(range(start + 1, plan.steps + 1))
-    state, finished = train_loop(State(start), device.train_step, batches, plan, hooks)
+    state, finished = train_loop(State(start), device.train_step, device.train_steps, batches, plan, hooks)
     return state, finished, device.events, hooks.rows
 
 
@@ -97,7 +118,7 @@ def test_the_numbers_of_a_step_are_read_after_the_next_one_was_dispatched():
         "dispatch 4",
         "read 3",
     ]
-    assert events[7:] == ["read 4", "evaluate 4", "save 4"]
+    assert events[7:] == ["read 4", "finish 4", "evaluate 4", "save 4"]
 
 
 def test_a_row_holds_the_means_of_the_steps_read_since_the_last_row():
@@ -159,3 +180,76 @@ def test_nineteen_steps_that_are_not_finite_do_not_end_it():
 def test_what_is_due_every_fraction_of_an_epoch_falls_on_the_nearest_steps(every, steps, expected):
     plan = plan_of(steps)
     assert [step for step in range(1, steps + 1) if plan.due(step, every)] == expected
+
+
+# Several steps in a dispatch
+
+
+def test_steps_go_together_up_to_what_is_due_and_one_by_one_where_they_do_not_fit():
+    _, _, events, _ = run(plan_of(14, at_once=4, evaluate_every=6, save_every=9))
+    assert [event for event in events if event[0] in "des"] == [
+        "dispatch 1 to 4",
+        "dispatch 5",
+        "dispatch 6",
+        "evaluate 6",
+        "dispatch 7",
+        "dispatch 8",
+        "dispatch 9",
+        "save 9",
+        "dispatch 10",
+        "dispatch 11",
+        "dispatch 12",
+        "evaluate 12",
+        "dispatch 13",
+        "dispatch 14",
+        "evaluate 14",
+        "save 14",
+    ]
+
+
+def test_the_numbers_of_a_dispatch_are_read_after_the_next_one():
+    _, _, events, rows = run(plan_of(9, at_once=4, log_every=4))
+    assert events[:6] == ["dispatch 1 to 4", "dispatch 5 to 8", "read 4", "dispatch 9", "read 8", "read 9"]
+    # The second row waits for numbers of its own; each is the mean of the steps that were read.
+    assert [(row["step"], row["loss"]) for row in rows] == [(8, 2.5), (9, 7.0)]
+
+
+def test_a_dispatch_that_passes_a_row_logs_once_after_it():
+    _, _, _, rows = run(plan_of(16, at_once=8, log_every=3))
+    assert [row["step"] for row in rows] == [16]
+    assert rows[0]["loss"] == np.mean(range(1, 17))
+
+
+def test_a_stop_is_asked_for_after_a_dispatch():
+    state, finished, events, _ = run(plan_of(16, at_once=4), stop_at=8)
+    assert (state.step, finished, events[-1]) == (8, False, "save 8")
+
+
+def test_a_resumed_loop_goes_on_together_from_where_it_is():
+    _, _, events, _ = run(plan_of(12, at_once=4), start=3)
+    assert [event for event in events if "dispatch" in event] == ["dispatch 4 to 7", "dispatch 8 to 11", "dispatch 12"]
+
+
+def test_twenty_steps_in_a_row_count_across_dispatches():
+    with pytest.raises(Diverged):
+        run(plan_of(64, at_once=8), not_finite=range(13, 33))
+    assert run(plan_of(64, at_once=8), not_finite=[*range(13, 32), *range(33, 52)])[1]
+
+
+@given(
+    steps=st.integers(1, 60),
+    at_once=st.integers(1, 9),
+    every=st.tuples(*(st.floats(1, 20, allow_nan=False) for _ in range(2))),
+)
+def test_any_plan_takes_every_step_once_and_passes_over_nothing_that_is_due(steps, at_once, every):
+    plan = plan_of(steps, at_once=at_once, evaluate_every=every[0], save_every=every[1])
+    ends, step = [], 0
+    while step < steps:
+        count = plan.together(step)
+        assert count in (1, at_once)
+        step += count
+        ends.append(step)
+    assert step == steps
+    due = [number for number in range(1, steps + 1) if plan.due(number, every[0]) or plan.due(number, every[1])]
+    assert set(due) <= set(ends)
+    assert all(plan.next_due(number - 1, every[0]) >= number for number in range(1, steps + 1))

@@ -1,4 +1,4 @@
-"""The compiled step, on a model small enough to follow with numpy."""
+"""The step, on a model small enough to follow with numpy, and on a network of every kind of layer."""
 
 from dataclasses import replace
 
@@ -11,22 +11,26 @@ import pytest
 from pcls.config import Recipe, with_overrides
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
+from pcls.nn.platform import compiling_for
 from pcls.training.state import state_of
-from pcls.training.step import make_train_step
+from pcls.training.step import make_train_step, moved
 
 PREPROCESSING = Preprocessing(2, 2, 1, (0.0,), (1.0,))
-CLASSES, BATCH, LR, DECAY = 3, 8, 0.5, 0.4
+CLASSES, BATCH, LR, DECAY, MOMENTUM = 3, 8, 0.5, 0.4, 0.75
 POISON = 255
 
 
 class Linear:
     """A linear classifier with a running mean; a pixel of 255 makes its logits NaN."""
 
-    def apply(self, params, stats, images, *, train):
+    def __init__(self):
+        self.stats = {"mean": jax.ShapeDtypeStruct((), jnp.float32)}
+
+    def apply(self, params, stats, images, training):
+        assert training is not None
         pixels = images.reshape(len(images), -1)
         poison = jnp.where(jnp.any(images > 0.999), jnp.nan, 0.0)
-        moved = {"mean": 0.5 * stats["mean"] + 0.5 * pixels.mean()}
-        return pixels @ params["kernel"] + params["bias"] + poison, moved
+        return pixels @ params["kernel"] + params["bias"] + poison, {"mean": pixels.mean()}
 
 
 def batch_of(step, *, poisoned=False):
@@ -46,9 +50,21 @@ def optimizer():
 
 
 @pytest.fixture(scope="module")
-def train_step(optimizer):
-    recipe = with_overrides(Recipe(), {"train.ema_decay": DECAY})
-    return jax.jit(make_train_step(Linear(), optimizer, recipe, PREPROCESSING))
+def step_with(optimizer):
+    """A function from overrides to the compiled step of the linear classifier."""
+
+    def make(**overrides):
+        settings = {"train.ema_decay": DECAY, "batch_norm.momentum": MOMENTUM}
+        return jax.jit(
+            make_train_step(Linear(), optimizer, with_overrides(Recipe(), settings | overrides), PREPROCESSING)
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def train_step(step_with):
+    return step_with()
 
 
 @pytest.fixture
@@ -58,21 +74,36 @@ def state(optimizer):
     return state_of(params, {"mean": jnp.float32(0)}, optimizer, 0, ema=True)
 
 
-def numpy_step(params, stats, batch):
-    """Loss, correct, and the parameters and statistics after a step of plain gradient descent."""
+def softmax_errors(logits, target):
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    return -(np.log(probabilities) * target).sum(-1), probabilities - target
+
+
+def sigmoid_errors(logits, target):
+    probabilities = 1 / (1 + np.exp(-logits))
+    losses = -(target * np.log(probabilities) + (1 - target) * np.log(1 - probabilities)).mean(-1)
+    return losses, (probabilities - target) / CLASSES
+
+
+def numpy_gradients(params, batch, errors=softmax_errors, smoothing=0.0):
+    """Loss, correct and the gradients."""
     pixels = batch.image.reshape(BATCH, -1) / 255
     logits = pixels @ params["kernel"] + params["bias"]
-    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    target = np.eye(CLASSES)[batch.label]
+    target = (1 - smoothing) * np.eye(CLASSES)[batch.label] + smoothing / CLASSES
     count = batch.weight.sum()
-    loss = -(np.log(probabilities) * target).sum(-1) @ batch.weight / count
-    error = (probabilities - target) * batch.weight[:, None] / count
-    moved = {
-        "kernel": params["kernel"] - LR * pixels.T @ error,
-        "bias": params["bias"] - LR * error.sum(0),
-    }
+    losses, of_logits = errors(logits, target)
+    of_logits = of_logits * batch.weight[:, None] / count
     correct = (logits.argmax(-1) == batch.label) @ batch.weight
-    return loss, correct, moved, {"mean": 0.5 * stats["mean"] + 0.5 * pixels.mean()}
+    return losses @ batch.weight / count, correct, {"kernel": pixels.T @ of_logits, "bias": of_logits.sum(0)}
+
+
+def descended(params, grads):
+    return jax.tree.map(lambda param, grad: param - LR * grad, params, grads)
+
+
+def assert_same(found, expected):
+    for some, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(some, other, rtol=1e-5, atol=1e-6)
 
 
 def test_three_steps_and_their_averages_are_those_of_numpy(train_step, state):
@@ -80,19 +111,56 @@ def test_three_steps_and_their_averages_are_those_of_numpy(train_step, state):
     averages = jax.tree.map(np.copy, (params, stats))
     for step in range(3):
         batch = batch_of(step)
-        loss, correct, params, stats = numpy_step(params, stats, batch)
+        loss, correct, grads = numpy_gradients(params, batch)
+        params = descended(params, grads)
+        stats = {"mean": MOMENTUM * stats["mean"] + (1 - MOMENTUM) * (batch.image / 255).mean()}
         rate = min(DECAY, (1 + step) / (10 + step))
         averages = jax.tree.map(lambda old, new, rate=rate: rate * old + (1 - rate) * new, averages, (params, stats))
         state, metrics = train_step(state, batch)
         np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
         assert (float(metrics["correct"]), float(metrics["weight"])) == (correct, BATCH - 1)
-    for found, expected in zip(
-        jax.tree.leaves((state.params, state.stats, state.ema)),
-        jax.tree.leaves((params, stats, averages)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        assert {value.dtype.name for value in metrics.values()} == {"float32"}
+    assert_same((state.params, state.stats, state.ema), (params, stats, averages))
     assert state.deliverable is state.ema
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options"),
+    [
+        ({"train.label_smoothing": 0.2}, {"smoothing": 0.2}),
+        ({"train.loss": "sigmoid"}, {"errors": sigmoid_errors}),
+        ({"train.loss": "sigmoid", "train.label_smoothing": 0.2}, {"errors": sigmoid_errors, "smoothing": 0.2}),
+    ],
+    ids=["smoothing", "sigmoid", "both"],
+)
+def test_another_loss_is_that_of_numpy(step_with, state, overrides, options):
+    batch = batch_of(0)
+    loss, correct, grads = numpy_gradients(jax.tree.map(np.float64, state.params), batch, **options)
+    after, metrics = step_with(**overrides)(state, batch)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    assert float(metrics["correct"]) == correct
+    assert_same(after.params, descended(state.params, grads))
+
+
+def test_sharpness_aware_steps_are_those_of_numpy_and_statistics_those_of_the_first_pass(step_with, state):
+    batch, rho = batch_of(0), 0.7
+    params = jax.tree.map(np.float64, state.params)
+    loss, correct, grads = numpy_gradients(params, batch)
+    scale = rho / np.sqrt(sum((grad**2).sum() for grad in grads.values()))
+    _, _, ahead = numpy_gradients({name: param + scale * grads[name] for name, param in params.items()}, batch)
+    after, metrics = step_with(**{"train.sam_rho": rho})(state, batch)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    assert float(metrics["correct"]) == correct
+    assert_same(after.params, descended(params, ahead))
+    np.testing.assert_allclose(after.stats["mean"], (1 - MOMENTUM) * (batch.image / 255).mean(), rtol=1e-5)
+
+
+def test_micro_batches_add_up_to_the_batch(step_with, train_step, state):
+    batch = batch_of(0)
+    whole, metrics = train_step(state, batch)
+    for count in (2, 4):
+        found, others = step_with(**{"train.accumulate": count})(state, batch)
+        assert_same((found, others), (whole, metrics))
 
 
 def test_a_batch_that_is_not_finite_leaves_the_state_and_counts_the_step(train_step, state):
@@ -107,6 +175,24 @@ def test_a_batch_that_is_not_finite_leaves_the_state_and_counts_the_step(train_s
     assert not np.array_equal(again.params["kernel"], state.params["kernel"])
 
 
+@pytest.mark.parametrize("overrides", [{"train.accumulate": 4}, {"train.sam_rho": 0.1}], ids=["accumulating", "sam"])
+def test_one_micro_batch_that_is_not_finite_is_enough(step_with, state, overrides):
+    after, metrics = step_with(**overrides)(state, batch_of(1, poisoned=True))
+    assert float(metrics["finite"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, replace(after, step=state.step), state)
+
+
+def test_a_batch_without_any_weight_changes_no_parameter_and_is_finite(train_step, state):
+    after, metrics = train_step(state, batch_of(0)._replace(weight=np.zeros(BATCH, np.float32)))
+    assert (float(metrics["loss"]), float(metrics["weight"]), float(metrics["finite"])) == (0, 0, 1)
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+
+
+def test_running_statistics_keep_the_momentums_share():
+    found = moved({"mean": jnp.float32(2)}, {"mean": jnp.float32(10)}, 0.75)
+    assert float(found["mean"]) == 4
+
+
 def test_the_key_is_constant_so_that_augmentation_depends_on_epoch_and_record_only(train_step, state):
     after, _ = train_step(state, batch_of(0))
     np.testing.assert_array_equal(after.key, state.key)
@@ -118,6 +204,60 @@ def test_without_averages_the_trained_weights_are_delivered(optimizer):
     assert state.deliverable == (state.params, state.stats)
 
 
+@pytest.mark.parametrize("ema", [False, True])
+def test_statistics_taken_anew_are_those_that_are_delivered(optimizer, ema):
+    state = state_of({"kernel": jnp.ones((4, 3))}, {"mean": jnp.float32(0)}, optimizer, 0, ema=ema)
+    found = state.with_deliverable_stats({"mean": jnp.float32(5)})
+    assert float(found.deliverable[1]["mean"]) == 5
+    assert float(found.stats["mean"]) == (0 if ema else 5)
+
+
 def test_the_best_evaluation_is_kept(state):
     assert float(state.best_top1) == -1
     assert float(state.with_best(0.5).with_best(0.25).best_top1) == 0.5
+
+
+# The network of every kind of layer
+
+
+@pytest.fixture(scope="module")
+def one_step(program, batch_at, host_copy):
+    """A function from overrides to the state and the metrics after a step on one device, compiled for a platform."""
+
+    def take(platform="cpu", **overrides):
+        some = program(1, **{"batch_norm.over": "groups", "batch_norm.group_size": 4, "model.dropout": 0.5} | overrides)
+        step = make_train_step(some.model, some.optimizer, some.recipe, some.preprocessing, group_size=some.group_size)
+        with compiling_for(platform):
+            return host_copy(jax.jit(step)(some.initial_state(), batch_at(0)))
+
+    return take
+
+
+@pytest.fixture(scope="module")
+def whole_batch(one_step):
+    return one_step()
+
+
+@pytest.mark.parametrize(("count", "platform"), [(2, "cpu"), (4, "cpu"), (2, "tpu")])
+def test_with_groups_and_dropout_accumulation_changes_no_number(one_step, whole_batch, count, platform):
+    found = one_step(platform, **{"train.accumulate": count})
+    for some, other in zip(jax.tree.leaves(found), jax.tree.leaves(whole_batch), strict=True):
+        np.testing.assert_allclose(some, other, rtol=1e-5, atol=1e-5 * max(1e-3, np.abs(other).max()))
+
+
+def test_over_the_whole_batch_accumulation_normalises_micro_batches(one_step):
+    overrides = {"batch_norm.over": "global", "batch_norm.group_size": 0}
+    (_, whole), (_, halves) = one_step(**overrides), one_step(**overrides, **{"train.accumulate": 2})
+    assert abs(float(halves["loss"]) / float(whole["loss"]) - 1) > 1e-4
+
+
+def test_dropout_changes_the_update(one_step, whole_batch):
+    _, without = one_step(**{"model.dropout": 0.0})
+    assert abs(float(without["loss"]) / float(whole_batch[1]["loss"]) - 1) > 1e-3
+
+
+def test_bfloat16_computes_almost_the_same_and_keeps_a_float32_state(one_step, whole_batch):
+    state, metrics = one_step(**{"train.precision": "bfloat16"})
+    assert float(metrics["loss"]) == pytest.approx(float(whole_batch[1]["loss"]), rel=0.02)
+    for tree in (state.params, state.stats, state.opt_state):
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(tree)} <= {"float32", "int32"}

@@ -23,8 +23,8 @@ class Memory:
       arguments, outputs: what goes in and comes out; `aliased` bytes are both (donated buffers).
       temporaries: between the two.
       code: the program itself.
-      compiler_peak: the compiler's own figure, where it gives one. It leaves the code out, and may know that not all
-        buffers live at once.
+      compiler_peak: the compiler's own figure, where it gives one: without the code; on CPU only what lives at once, on
+        TPU with donated buffers counted twice.
     """
 
     arguments: int
@@ -61,7 +61,7 @@ class Collective:
 
 
 @dataclass(frozen=True)
-class Program:
+class Costs:
     """A compiled program's costs.
 
     Attributes:
@@ -104,7 +104,7 @@ class OutOfMemory:
     limit: int | None
 
 
-def read_program(compiled: jax.stages.Compiled, devices: Sequence[jax.Device]) -> Program:
+def read_costs(compiled: jax.stages.Compiled, devices: Sequence[jax.Device]) -> Costs:
     """Reads memory, costs and collectives of a program.
 
     Args:
@@ -115,7 +115,7 @@ def read_program(compiled: jax.stages.Compiled, devices: Sequence[jax.Device]) -
     costs: Any = compiled.cost_analysis() or {}
     slices = [getattr(device, "slice_index", None) or 0 for device in devices]
     collectives, loops = read_collectives(text, slices)
-    return Program(
+    return Costs(
         devices=len(devices),
         memory=_read_memory(compiled.memory_analysis()),
         flops=float(costs.get("flops", 0.0)),

@@ -134,13 +134,13 @@ def prepare_environment(topology: Topology) -> None:
     Compiling for TPUs runs beside the CPU backend: no accelerator of this machine is touched. libtpu takes itself to be
     on a machine of the slice and asks which; told here, it need not ask, nor complain on stderr that nobody answers.
     """
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    if "jax" in sys.modules:  # which has read the variable already
-        sys.modules["jax"].config.update("jax_platforms", "cpu")
+    _configure("jax_platforms", "cpu")
     if topology.generation is None:
         flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(DEVICE_COUNT_FLAG)]
         os.environ["XLA_FLAGS"] = " ".join([*flags, f"{DEVICE_COUNT_FLAG}={topology.chips}"])
         return
+    # A program for a TPU cannot be read back where there is none: jax would warn of each, and compile it again.
+    _configure("jax_enable_compilation_cache", False)
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     cores = topology.generation.cores * math.prod(topology.shape)
@@ -166,6 +166,13 @@ def open_topology(text: str, *, slices: int = 1) -> list[jax.Device]:
     topology = parse_topology(text, slices)
     prepare_environment(topology)
     return _cpu_devices(topology) if topology.generation is None else _tpu_devices(topology, topology.generation)
+
+
+def _configure(option: str, value: str | bool) -> None:
+    """Sets an option of jax, whether it is imported already (and has read its variables) or not."""
+    os.environ[option.upper()] = str(value).lower()
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update(option, value)
 
 
 def _simulated(text: str, devices: int, slices: int) -> Topology:
@@ -202,7 +209,7 @@ def _cpu_devices(topology: Topology) -> list[jax.Device]:
 
 def _tpu_devices(topology: Topology, generation: Generation) -> list[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError(f"topology {topology} needs libtpu, which is not installed; install pip install 'pcls[tpu]'")
+        raise UserError(f"topology {topology} needs libtpu, which is not installed; pip install 'pcls[tpu]'")
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 

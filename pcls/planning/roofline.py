@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn  # type: ignore[attr-defined]
-
-from pcls.plan.chips import Chip
-from pcls.plan.program import Collective, Program
-
-# Backward computes two products (for the input and for the weights) where forward computes one.
-TRAINING_FLOPS_PER_FORWARD = 3
+from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
+from pcls.observe.chips import Chip
+from pcls.planning.costs import Collective, Costs
 
 Range = tuple[float, float]
 
@@ -42,7 +34,7 @@ class Prediction:
 
 
 def roofline(
-    program: Program,
+    costs: Costs,
     chip: Chip | None,
     images_per_device: float,
     *,
@@ -57,7 +49,7 @@ def roofline(
                   a lower bound, as the outer chips of a slice without wrap-around links have fewer
 
     Args:
-      program: one step, without loops: XLA counts the body of a loop once.
+      costs: of one step, without loops: XLA counts the body of a loop once.
       chip: what it runs on; None predicts nothing.
       images_per_device: in one step.
       forward_flops: of one image through the model, from `analytic_flops`; None predicts no MFU.
@@ -66,15 +58,15 @@ def roofline(
     if chip is None:
         return Prediction(None, None, None)
     peak = chip.flops(precision)
-    compute = None if peak is None else program.flops * chip.devices / peak
-    memory = program.bytes_accessed * chip.devices / chip.hbm_bandwidth
-    network = _network_seconds(program.collectives, chip)
+    compute = None if peak is None else costs.flops * chip.devices / peak
+    memory = costs.bytes_accessed * chip.devices / chip.hbm_bandwidth
+    network = _network_seconds(costs.collectives, chip)
     if peak is None or compute is None or network is None:
         return Prediction(compute, memory, network)
     seconds = {"compute": compute, "memory": memory, "network": network}
     best, worst = max(seconds.values()), sum(seconds.values())
-    images = images_per_device * program.devices
-    chips = program.devices / chip.devices
+    images = images_per_device * costs.devices
+    chips = costs.devices / chip.devices
     rate = (images / worst, images / best)
     rate_per_chip = (rate[0] / chips, rate[1] / chips)
     model_flops = None if forward_flops is None else TRAINING_FLOPS_PER_FORWARD * forward_flops
@@ -102,20 +94,6 @@ def wire_bytes(collective: Collective) -> float:
     return (2 if collective.kind == "all-reduce" else 1) * (n - 1) / n * collective.bytes
 
 
-def analytic_flops(fn: Callable[..., Any], *arguments: Any) -> int:
-    """FLOPs of the matrix products and convolutions of a function, two for each multiply-add.
-
-    Counted on the function as written, before any compiler, as publications count a model: borders that are padding
-    count, zeros that a dilated input inserts do not, element-wise work does not.
-
-    Args:
-      fn: anything that jax traces. A scan counts its body by its length, a conditional its dearest branch, a while loop
-        its body once.
-      arguments: arrays or `jax.ShapeDtypeStruct`.
-    """
-    return _jaxpr_flops(jax.make_jaxpr(fn)(*arguments).jaxpr)
-
-
 def _network_seconds(collectives: tuple[Collective, ...], chip: Chip) -> float | None:
     seconds = 0.0
     for collective in collectives:
@@ -124,48 +102,3 @@ def _network_seconds(collectives: tuple[Collective, ...], chip: Chip) -> float |
             return None
         seconds += collective.count * wire_bytes(collective) * chip.devices / bandwidth
     return seconds
-
-
-def _jaxpr_flops(jaxpr: Jaxpr) -> int:
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
-
-
-def _equation_flops(equation: JaxprEqn) -> int:
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        return _dot_flops(equation)
-    if name == "conv_general_dilated":
-        return _convolution_flops(equation)
-    inner = [_jaxpr_flops(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
-    if name == "cond":
-        return max(inner)
-    return sum(inner) * (params["length"] if name == "scan" else 1)
-
-
-def _dot_flops(equation: JaxprEqn) -> int:
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
-    return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
-
-
-def _convolution_flops(equation: JaxprEqn) -> int:
-    """Each output is a sum over the kernel's window and input channels; the kernel has those of one group only."""
-    kernel, out = _shape(equation.invars[1]), _shape(equation.outvars[0])
-    _, inputs, *window = equation.params["dimension_numbers"].rhs_spec
-    products = math.prod(out) * math.prod(kernel[axis] for axis in (inputs, *window))
-    return 2 * products // math.prod(equation.params["lhs_dilation"])
-
-
-def _shape(variable: Any) -> tuple[int, ...]:
-    return variable.aval.shape
-
-
-def _jaxprs(value: Any) -> Iterator[Jaxpr]:
-    """The jaxprs in a parameter of an equation: of a jit, scan, conditional, checkpoint or custom gradient."""
-    if isinstance(value, ClosedJaxpr):
-        yield value.jaxpr
-    elif isinstance(value, Jaxpr):
-        yield value
-    elif isinstance(value, tuple | list):
-        for each in value:
-            yield from _jaxprs(each)

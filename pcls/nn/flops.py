@@ -1,0 +1,72 @@
+"""Model FLOPs, counted on the function as written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn  # type: ignore[attr-defined]
+
+# Backward computes two products (for the input and for the weights) where forward computes one.
+TRAINING_FLOPS_PER_FORWARD = 3
+
+
+def analytic_flops(fn: Callable[..., Any], *arguments: Any) -> int:
+    """FLOPs of the matrix products and convolutions of a function, two for each multiply-add.
+
+    Counted on the function as written, before any compiler, as publications count a model: borders that are padding
+    count, zeros that a dilated input inserts do not, element-wise work does not.
+
+    Args:
+      fn: anything that jax traces. A scan counts its body by its length, a conditional its dearest branch, a while loop
+        its body once.
+      arguments: arrays or `jax.ShapeDtypeStruct`.
+    """
+    return _jaxpr_flops(jax.make_jaxpr(fn)(*arguments).jaxpr)
+
+
+def _jaxpr_flops(jaxpr: Jaxpr) -> int:
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+
+
+def _equation_flops(equation: JaxprEqn) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        return _dot_flops(equation)
+    if name == "conv_general_dilated":
+        return _convolution_flops(equation)
+    inner = [_jaxpr_flops(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _dot_flops(equation: JaxprEqn) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
+    return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+
+
+def _convolution_flops(equation: JaxprEqn) -> int:
+    """Each output is a sum over the kernel's window and input channels; the kernel has those of one group only."""
+    kernel, out = _shape(equation.invars[1]), _shape(equation.outvars[0])
+    _, inputs, *window = equation.params["dimension_numbers"].rhs_spec
+    products = math.prod(out) * math.prod(kernel[axis] for axis in (inputs, *window))
+    return 2 * products // math.prod(equation.params["lhs_dilation"])
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _jaxprs(value: Any) -> Iterator[Jaxpr]:
+    """The jaxprs in a parameter of an equation: of a jit, scan, conditional, checkpoint or custom gradient."""
+    if isinstance(value, ClosedJaxpr):
+        yield value.jaxpr
+    elif isinstance(value, Jaxpr):
+        yield value
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from _jaxprs(each)
