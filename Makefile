@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
+TPU_VENV ?= .venv-tpu
 PYTEST_ARGS ?=
 
 # A stamp is written last, so that an interrupted installation is made again.
 STAMP = $(VENV)/.pcls-installed
 PEERS_STAMP = $(PEERS_VENV)/.pcls-installed
+TPU_STAMP = $(TPU_VENV)/.pcls-installed
 
-.PHONY: help demo test test-peers lint format types bench constraints clean
+.PHONY: help demo test test-peers test-tpu lint format types bench constraints clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -16,11 +18,14 @@ help:  ## print this list
 demo: $(STAMP)  ## pretrain, fine-tune on 25 images, compare, report: under 3 minutes on two CPU cores
 	@$(VENV)/bin/pcls demo
 
-test: lint types  ## lint, types, then all tests but the peers'
-	$(VENV)/bin/pytest -m "not peer" $(PYTEST_ARGS)
+test: lint types  ## lint, types, then all tests but the peers' and the TPU compiler's
+	$(VENV)/bin/pytest -m "not peer and not tpu" $(PYTEST_ARGS)
 
 test-peers: $(PEERS_STAMP)  ## tests against torch and keras, in an environment of their own
 	$(PEERS_VENV)/bin/pytest -m peer $(PYTEST_ARGS)
+
+test-tpu: $(TPU_STAMP)  ## tests of programs compiled for TPUs; needs libtpu, which it installs, but no TPU
+	$(TPU_VENV)/bin/pytest -m tpu $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff: rules and formatting
 	$(VENV)/bin/ruff check
@@ -41,7 +46,7 @@ constraints:  ## pin the newest versions for this PYTHON in constraints/
 	@$(pin-versions)
 
 clean:  ## remove environments, caches and builds; runs/ stays
-	rm -rf $(VENV) $(PEERS_VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(PEERS_VENV) $(TPU_VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find pcls tests benchmarks launch -name __pycache__ -prune -exec rm -rf {} +
 
 # Another PYTHON for the same folder is another environment: make it again rather than test with the old one.
@@ -70,14 +75,23 @@ $(STAMP): pyproject.toml $(wildcard constraints/*.txt)
 
 # pip and not uv: where a CPU build of torch lies in a folder of wheels, it is pip that is configured to look there.
 $(PEERS_STAMP): pyproject.toml $(wildcard constraints/*.txt)
-	@$(check-python)
-	@$(check-venv)
-	@$(call replace-venv,$(PEERS_VENV))
-	@$(find-constraints); \
-	echo "pcls: $(PEERS_VENV): installing torch, keras and tensorflow-cpu too, with pip and $(PYTHON); takes minutes"; \
-	"$(PYTHON)" -m venv $(PEERS_VENV) && \
-	$(PEERS_VENV)/bin/python -m pip install -qq $${constraints:+-c $$constraints} -e ".[test,peers,bench]"
-	@touch $@
+	@$(call install-with-pip,$(PEERS_VENV),[test$(comma)peers$(comma)bench],torch$(comma) keras and tensorflow-cpu)
+
+$(TPU_STAMP): pyproject.toml $(wildcard constraints/*.txt)
+	@$(call install-with-pip,$(TPU_VENV),[test$(comma)tpu],libtpu)
+
+comma := ,
+
+# Its arguments: folder, extras, and what they bring in words.
+define install-with-pip
+$(check-python); \
+$(check-venv); \
+$(call replace-venv,$(1)); \
+$(find-constraints); \
+echo "pcls: $(1): installing $(3) too, with pip and $(PYTHON); takes minutes"; \
+"$(PYTHON)" -m venv $(1) && \
+$(1)/bin/python -m pip install -qq $${constraints:+-c $$constraints} -e ".$(2)" && touch $(1)/.pcls-installed
+endef
 
 define check-python
 "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

@@ -23,7 +23,8 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 def pcls_setup(model: str):
     """The digits recipe with a model, put together as `pcls train` does it."""
     from pcls.config import load_recipe
-    from pcls.run.setup import prepare, tune_process
+    from pcls.parallel.tuning import tune_process
+    from pcls.run.setup import prepare
 
     tune_process()
     return prepare(load_recipe("digits_cnn", {"model.name": model, "train.batch_size": BATCH, "augment.shift": 0}))

@@ -54,12 +54,12 @@ def bench(
         typer.echo(json.dumps({"environment": environment(), "precision": chosen, "rates": rows}, indent=2))
         return
     typer.echo(f"{environment()['devices']}, {chosen}")
-    typer.echo("model           task       batch    images/s   (range)              MFU  compiled   memory  compile")
+    typer.echo("model           task       batch    images/s   (range)              MFU  compiled     memory  compile")
     for rate in rates:
         typer.echo(
             f"{rate.model:<15} {rate.task:<9} {rate.batch_size:>6,} {rate.images_per_second:>11,.1f}   "
             f"{f'({rate.slowest:,.1f} to {rate.fastest:,.1f})':<18} {_share(rate.mfu)}  {_share(rate.compiled_mfu)} "
-            f"{rate.memory_bytes / 2**30:>5.2f} GiB  {rate.compile_seconds:>5.1f} s"
+            f"{rate.memory_bytes / 1e6:>8,.0f} MB  {rate.compile_seconds:>5.1f} s"
         )
 
 

@@ -1,4 +1,4 @@
-"""Exact evaluation: the compiled step sums values and weights, so that padding counts for nothing."""
+"""Exact evaluation: every record counts once, padding never, and no sum depends on batches or devices."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def make_evaluation_step(
       loss: logits [batch, classes] and labels [batch] to [batch].
 
     Returns:
-      The step, to be compiled. Of its numbers `loss`, `top1`, `top5` and `weight` are sums over the batch (float32
-      scalars); `record`, `label`, `predicted` ([batch] int32), `probability` (of the predicted class) and `counted`
+      The step, to be compiled. Of its numbers `top1`, `top5` and `weight` are counts over the batch (float32 scalars);
+      `record`, `label`, `predicted` ([batch] int32), `loss`, `probability` (of the predicted class) and `counted`
       ([batch] float32) are those of each row.
     """
     dtype = jnp.dtype(precision)
@@ -62,13 +62,13 @@ def make_evaluation_step(
         ahead = ~(log_probabilities <= own) | ((log_probabilities == own) & earlier)
         rank = jnp.sum(ahead, -1)
         return {
-            "loss": jnp.sum(jnp.where(batch.weight > 0, loss(logits, batch.label), 0)),
             "top1": jnp.sum((rank < 1) * batch.weight),
             "top5": jnp.sum((rank < 5) * batch.weight),
             "weight": jnp.sum(batch.weight),
             "record": batch.record,
             "label": batch.label,
             "predicted": log_probabilities.argmax(-1).astype(jnp.int32),
+            "loss": loss(logits, batch.label),
             "probability": jnp.exp(log_probabilities.max(-1)),
             "counted": batch.weight,
         }
@@ -86,8 +86,8 @@ def count(
       size: records in the set; those not counted were undecodable.
       class_names: in label order.
     """
-    sums = dict.fromkeys(("loss", "top1", "top5", "weight"), 0.0)
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("record", "label", "predicted", "probability")}
+    sums = dict.fromkeys(("top1", "top5", "weight"), 0.0)
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("record", "label", "predicted", "loss", "probability")}
     for output in map(jax.device_get, outputs):
         for name in sums:
             sums[name] += float(output[name])
@@ -106,7 +106,8 @@ def count(
     evaluation = Evaluation(
         n=n,
         undecodable=size - n,
-        loss=sums["loss"] / max(n, 1),
+        # Added up in record order: devices and processes would each round in an order of their own.
+        loss=float(np.sum(joined["loss"][order], dtype=np.float64)) / max(n, 1),
         top1=sums["top1"] / max(n, 1),
         top5=sums["top5"] / max(n, 1),
         confusion=confusion_counts(predictions.labels, predictions.predicted, len(class_names)),

@@ -11,7 +11,8 @@ from jax import Array
 
 from pcls.nn.conv import Conv
 from pcls.nn.dropout import Dropout
-from pcls.nn.norm import BatchNorm
+from pcls.nn.norm import BatchNorm, affine
+from pcls.nn.platform import target_platform
 from pcls.nn.pooling import global_mean_pool, max_pool_3x3_stride_2
 from pcls.nn.remat import run_block
 from pcls.nn.training import TrainingPass
@@ -77,8 +78,13 @@ class Bottleneck(nnx.Module):
         """[batch, height, width, inputs] to [batch, height / stride, width / stride, 4 * width]."""
         y = nnx.relu(self.bn1(self.conv1(x), training))
         y = nnx.relu(self.bn2(self.conv2(y), training))
-        y = self.drop(self.bn3(self.conv3(y), training), training)
+        y = self.drop(self._expanded(y, training), training)
         return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x, training)))
+
+    def _expanded(self, y: Array, training: TrainingPass | None) -> Array:
+        if training is not None and training.group_a_device and target_platform() == "tpu":
+            return self.bn3.of_pointwise(y, self.conv3.kernel[...][0, 0], training)
+        return self.bn3(self.conv3(y), training)
 
 
 class ResNet(nnx.Module):
@@ -129,13 +135,22 @@ class ResNet(nnx.Module):
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to [batch, classes] logits."""
-        x = nnx.relu(self.bn1(self.conv1(images), training))
-        if not self.small_images:
-            x = max_pool_3x3_stride_2(x)
+        x = self._stem(self.conv1(images), training)
         for stage, remat in zip(self.stages, self.remat, strict=True):
             for block in stage:
                 x = run_block(block, x, training, remat)
         return self.head(self.dropout(global_mean_pool(x), training))
+
+    def _stem(self, x: Array, training: TrainingPass | None) -> Array:
+        """Normalisation, ReLU and pooling."""
+        if self.small_images:
+            return nnx.relu(self.bn1(x, training))
+        # Normalisation and ReLU rise with their input where the scale is positive, so they can follow the maximum, on
+        # a quarter of the positions; channels with a negative scale are turned for it.
+        sign = jnp.where(self.bn1.scale[...] < 0, -1, 1).astype(x.dtype)
+        turned = x * sign
+        gain, shift = self.bn1.coefficients(turned * sign, training)
+        return nnx.relu(affine(max_pool_3x3_stride_2(turned), gain * sign, shift))
 
 
 resnet18 = partial(ResNet, BasicBlock, (2, 2, 2, 2))

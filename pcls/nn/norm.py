@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
 from pcls.nn.training import TrainingPass
+
+# For products of small float32 matrices of statistics, which a TPU would otherwise round to bfloat16.
+_EXACT = lax.Precision.HIGHEST
 
 
 class BatchNorm(nnx.Module):
@@ -44,24 +49,170 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Array, training: TrainingPass | None = None) -> Array:
         """[batch, ..., features] to the same shape and type."""
+        return affine(x, *self.coefficients(x, training))
+
+    def coefficients(self, x: Array, training: TrainingPass | None = None) -> tuple[Array, Array]:
+        """Gain and shift that normalise x, [batch, ..., features]: two of [groups, features]."""
         if training is None:
-            return self._normalise(x, self.mean[...], self.var[...])
-        if training.group_size is None:
-            return self._train(x[None])[0]
-        groups = x.reshape(-1, training.group_size, *x.shape[1:])
-        return self._train(groups).reshape(x.shape)
+            mean, var = self.mean[...][None], self.var[...][None]
+        else:
+            mean, var = batch_moments(x, self.mean[...], _group_count(x, training))
+            self._keep(mean, var, x.size // x.shape[-1])
+        gain = self.scale[...] * lax.rsqrt(var + self.eps)
+        return gain, self.bias[...] - mean * gain
 
-    def _train(self, groups: Array) -> Array:
-        """[groups, examples, ..., features]."""
-        axes = tuple(range(1, groups.ndim - 1))
-        mean = jnp.mean(groups, axes, dtype=jnp.float32, keepdims=True)
-        var = jnp.mean(jnp.square(groups.astype(jnp.float32) - mean), axes, keepdims=True)
-        count = groups[0].size // groups.shape[-1]
-        others = tuple(range(groups.ndim - 1))
-        self.mean[...] = jnp.mean(mean, others)
-        self.var[...] = jnp.mean(var, others) * (count / max(count - 1, 1))
-        return self._normalise(groups, mean, var)
+    def of_pointwise(self, x: Array, kernel: Array, training: TrainingPass) -> Array:
+        """The same over a 1 x 1 convolution of x, which is never stored: for features that exceed inputs.
 
-    def _normalise(self, x: Array, mean: Array, var: Array) -> Array:
-        scale = self.scale[...] * jax.lax.rsqrt(var + self.eps)
-        return (x.astype(jnp.float32) * scale + (self.bias[...] - mean * scale)).astype(x.dtype)
+        Args:
+          x: [batch, height, width, inputs].
+          kernel: [inputs, features], float32.
+          training: a pass in which each device holds a whole group; with more of them it is slower than two layers.
+
+        Returns:
+          [batch, height, width, features] in x's type.
+        """
+        groups = _group_count(x, training)
+        y, mean, var = pointwise_batch_norm(x, kernel, self.scale[...], self.bias[...], groups, self.eps)
+        self._keep(mean, var, x.size // x.shape[-1])
+        return y
+
+    def _keep(self, mean: Array, var: Array, count: int) -> None:
+        per_group = count // mean.shape[0]
+        self.mean[...] = mean.mean(0)
+        self.var[...] = var.mean(0) * (per_group / max(per_group - 1, 1))
+
+
+def _group_count(x: Array, training: TrainingPass) -> int:
+    return 1 if training.group_size is None else x.shape[0] // training.group_size
+
+
+def batch_moments(x: Array, near: Array, groups: int) -> tuple[Array, Array]:
+    """Mean and biased variance of every channel in float32, from one pass over x.
+
+    Sum and sum of squares become the epilogue of the convolution that writes x. A centred sum would be a second pass,
+    and its gradient a third, over a sum that is zero: 50 MB an image in ResNet-50 at 224.
+
+    Args:
+      x: [batch, ..., channels].
+      near: [channels], numbers near the mean: what is summed is the distance from them, so that the difference of two
+        large sums does not eat up the variance.
+      groups: runs of consecutive examples, each with its own statistics.
+
+    Returns:
+      two of [groups, channels].
+    """
+    near = lax.stop_gradient(near)
+    distance = _grouped(x, groups).astype(jnp.float32) - near
+    axes = tuple(range(1, distance.ndim - 1))
+    mean = distance.mean(axes)
+    return near + mean, jnp.maximum(jnp.square(distance).mean(axes) - jnp.square(mean), 0)
+
+
+def affine(x: Array, gain: Array, shift: Array) -> Array:
+    """x * gain + shift in float32, then x's type; gain and shift are [groups, channels] over runs of examples."""
+    values = _grouped(x, gain.shape[0]).astype(jnp.float32)
+    gain, shift = (per_group.reshape(-1, *(1,) * (x.ndim - 1), x.shape[-1]) for per_group in (gain, shift))
+    return (values * gain + shift).astype(x.dtype).reshape(x.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def pointwise_batch_norm(
+    x: Array, kernel: Array, scale: Array, bias: Array, groups: int, eps: float
+) -> tuple[Array, Array, Array]:
+    """BatchNorm of a 1 x 1 convolution z = x W, without storing z.
+
+    The mean of z is E[x] W and its variance diag(W' Cov(x) W), so both are known before z is; and with x' g (the
+    kernel's gradient without BatchNorm) every sum of its gradient follows. Normalisation, residual sum and ReLU then
+    fuse into the convolution, and nothing reads z again. Cov(x) costs inputs / outputs of the convolution's FLOPs.
+
+    Args:
+      x: [batch, height, width, inputs].
+      kernel: [inputs, outputs], float32.
+      scale, bias: [outputs], float32.
+      groups: runs of consecutive examples, each with its own statistics.
+      eps: added to the variance.
+
+    Returns:
+      [batch, height, width, outputs] in x's type; mean and biased variance [groups, outputs], without gradient.
+
+    ResNet-50 at 224 with it: 14 MB of HBM traffic an image less on TPU, 3.4 % more FLOPs.
+    """
+    return _pointwise_forward(x, kernel, scale, bias, groups, eps)[0]
+
+
+def _pointwise_forward(
+    x: Array, kernel: Array, scale: Array, bias: Array, groups: int, eps: float
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    weights = kernel.astype(x.dtype)
+    # Statistics of the product that is computed, so from the rounded kernel.
+    exact = weights.astype(jnp.float32)
+    count = x.size // x.shape[-1] // groups
+    second = _over_positions(x, x, groups)
+    total = _grouped(x, groups).astype(jnp.float32).sum((1, 2, 3))
+    centre = total / count
+    covariance = second / count - centre[:, :, None] * centre[:, None]
+    mean = jnp.matmul(centre, exact, precision=_EXACT)
+    var = jnp.maximum((jnp.matmul(covariance, exact, precision=_EXACT) * exact).sum(1), 0)
+    inverse = lax.rsqrt(var + eps)
+    gain = scale * inverse
+    y = affine(_pointwise(x, weights), gain, bias - mean * gain).astype(x.dtype)
+    return (y, mean, var), (x, kernel, scale, second, total, mean, inverse)
+
+
+def _pointwise_backward(
+    groups: int, eps: float, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array, Array]:
+    x, kernel, scale, second, total, mean, inverse = saved
+    grads = cotangents[0]
+    exact = kernel.astype(x.dtype).astype(jnp.float32)
+    count = x.size // x.shape[-1] // groups
+    product = _over_positions(x, grads, groups)
+    bias_grads = _grouped(grads, groups).astype(jnp.float32).sum((1, 2, 3))
+    scale_grads = ((product * exact).sum(1) - mean * bias_grads) * inverse
+    # The gradient of z is gain * grads + slope * z + offset, and z is x W.
+    gain = scale * inverse
+    slope = -gain * inverse * scale_grads / count
+    offset = -gain * bias_grads / count - slope * mean
+    kernel_grads = (
+        product * gain[:, None]
+        + jnp.matmul(second, exact, precision=_EXACT) * slope[:, None]
+        + total[:, :, None] * offset[:, None]
+    )
+    back = (exact * gain[:, None]).astype(x.dtype).swapaxes(1, 2)
+    through_z = jnp.matmul(exact * slope[:, None], exact.T, precision=_EXACT).astype(x.dtype)
+    x_grads = _grouped(_pointwise(grads, back).astype(x.dtype), groups).astype(jnp.float32)
+    x_grads += _grouped(_pointwise(x, through_z).astype(x.dtype), groups).astype(jnp.float32)
+    x_grads += _per_group(jnp.matmul(offset, exact.T, precision=_EXACT))
+    return x_grads.astype(x.dtype).reshape(x.shape), kernel_grads.sum(0), scale_grads.sum(0), bias_grads.sum(0)
+
+
+pointwise_batch_norm.defvjp(_pointwise_forward, _pointwise_backward)
+
+
+def _pointwise(x: Array, weights: Array) -> Array:
+    """1 x 1 convolution in float32; weights [inputs, outputs], or [groups, inputs, outputs] for runs of examples."""
+    if weights.ndim == 2:
+        return lax.dot_general(x, weights, (((3,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    if weights.shape[0] == 1:
+        return _pointwise(x, weights[0])
+    runs = _grouped(x, weights.shape[0])
+    y = lax.dot_general(runs, weights, (((4,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+    return y.reshape(*x.shape[:-1], weights.shape[-1])
+
+
+def _over_positions(x: Array, y: Array, groups: int) -> Array:
+    """Sums of x' y over examples and positions of every group, [groups, x's channels, y's channels], float32."""
+    if groups == 1:
+        whole = (((0, 1, 2), (0, 1, 2)), ((), ()))
+        return lax.dot_general(x, y, whole, preferred_element_type=jnp.float32)[None]
+    by_group = (((1, 2, 3), (1, 2, 3)), ((0,), (0,)))
+    return lax.dot_general(_grouped(x, groups), _grouped(y, groups), by_group, preferred_element_type=jnp.float32)
+
+
+def _grouped(x: Array, groups: int) -> Array:
+    return x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
+
+
+def _per_group(values: Array) -> Array:
+    return values[:, None, None, None]

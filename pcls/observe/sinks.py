@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import math
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pcls.errors import UserError
 
-JSONL, CSV, TENSORBOARD = "metrics.jsonl", "metrics.csv", "tensorboard"
+JSONL, CSV, TENSORBOARD, WANDB_ID = "metrics.jsonl", "metrics.csv", "tensorboard", "wandb_id"
 COLUMNS = (
     "kind",
     "step",
@@ -101,7 +103,7 @@ class Wandb:
 
     Args:
       project: its name there.
-      folder: of the run; its name is the run's.
+      folder: of the run; its name is the run's. A file in it keeps the run's id, so that a resumed run goes on there.
       config: the recipe, flat.
 
     Raises:
@@ -109,14 +111,17 @@ class Wandb:
     """
 
     def __init__(self, project: str, folder: Path, config: Mapping[str, Any]):
+        require_wandb()
+        import wandb
+
         try:
-            import wandb
-        except ImportError as error:
-            raise UserError("observe.wandb needs the package wandb: pip install 'pcls[wandb]'") from error
-        try:
-            # The folder's name as id: a resumed run goes on in the same place.
             self._run = wandb.init(
-                project=project, id=folder.name, name=folder.name, dir=str(folder), config=dict(config), resume="allow"
+                project=project,
+                id=_wandb_id(folder),
+                name=folder.name,
+                dir=str(folder),
+                config=dict(config),
+                resume="allow",
             )
         except (wandb.errors.Error, OSError) as error:
             raise UserError(f"observe.wandb: {error}; leave it empty, or set WANDB_MODE=offline") from error
@@ -129,6 +134,22 @@ class Wandb:
     def close(self) -> None:
         """Waits until everything is sent."""
         self._run.finish()
+
+
+def require_wandb() -> None:
+    """UserError where the package is missing."""
+    found = importlib.util.find_spec("wandb")
+    # Any folder of that name, such as the one that wandb itself writes its runs to, is found as a package without file.
+    if found is None or found.origin is None:
+        raise UserError("observe.wandb needs the package wandb: pip install 'pcls[wandb]'")
+
+
+def _wandb_id(folder: Path) -> str:
+    """The run's id there, drawn once: folders of the same name elsewhere are other runs."""
+    path = folder / WANDB_ID
+    if not path.is_file():
+        path.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

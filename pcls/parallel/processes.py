@@ -115,6 +115,11 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def preempted(step: int) -> bool:
-    """Whether the cluster's notice or a SIGTERM has made the processes agree to stop at this step."""
-    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+def preempted(asked: int) -> bool:
+    """Whether the cluster's notice or a SIGTERM has made the processes agree to stop now.
+
+    Args:
+      asked: counts the calls, from 1 and without a gap: jax agrees on the number after the highest so far, and stops
+        nobody who passes over it.
+    """
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(asked)

@@ -74,6 +74,8 @@ def matched_rules(rules: Sequence[Rule], paths: Iterable[str]) -> dict[str, Rule
 def spec(shape: Sequence[int], over: Sequence[str], sizes: Mapping[str, int]) -> P:
     """How an array of a shape is split over axes; what does not divide stays whole.
 
+    Vectors are split over `model` at most: bringing one together again takes a collective of its own, for no memory.
+
     Args:
       shape: of the array.
       over: mesh axes.
@@ -82,7 +84,7 @@ def spec(shape: Sequence[int], over: Sequence[str], sizes: Mapping[str, int]) ->
     parts: list[tuple[str, ...] | str | None] = [None] * len(shape)
     if MODEL in over and shape and sizes[MODEL] > 1 and shape[-1] % sizes[MODEL] == 0:
         parts[-1] = MODEL
-    rest = tuple(axis for axis in over if axis != MODEL and sizes[axis] > 1)
+    rest = tuple(axis for axis in over if axis != MODEL and sizes[axis] > 1) if len(shape) > 1 else ()
     # All together, else as many as divide: half of a pod still holds half of the rest.
     for axes in _by_size(rest, sizes):
         count = math.prod(sizes[axis] for axis in axes)

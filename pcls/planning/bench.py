@@ -17,17 +17,21 @@ from pcls.config.load import with_overrides
 from pcls.data.augment import normalise
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
+from pcls.errors import UserError
 from pcls.models.registry import model_entry
 from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
 from pcls.observe.chips import Chip, chip_of
+from pcls.parallel.tuning import tune_process
 from pcls.planning.costs import out_of_memory, read_costs
 from pcls.training.program import Program, make_program
 
 # A measurement is the median of this many equal parts.
 PARTS = 5
-# On CPU the sweep ends where twice the batch gains less than this; elsewhere where memory is full.
+# On CPU the sweep ends where the batch was doubled twice without gaining this; elsewhere where memory is full.
 WORTH = 1.05
 FIRST_BATCH = 16
+# Of `train.batch_size`.
+MAX_BATCH = 2**24
 
 Say = Callable[[str], None]
 
@@ -74,6 +78,7 @@ def bench_models(
     Raises:
       UserError: unknown model, or a batch that does not divide by the devices or does not fit.
     """
+    tune_process()
     for name in names:
         model_entry(name)
     for name in names:
@@ -82,20 +87,23 @@ def bench_models(
 
 
 def _sweep(name: str, task: str, precision: str, batch_size: int, seconds: float, say: Say) -> Iterator[Rate]:
-    best, size = 0.0, batch_size or FIRST_BATCH * jax.device_count()
-    while True:
+    best, idle, size = 0.0, 0, batch_size or FIRST_BATCH * jax.device_count()
+    while size <= MAX_BATCH:
         try:
             rate = _measure(name, task, precision, size, seconds)
         except jax.errors.JaxRuntimeError as error:
             if out_of_memory(error) is None:
                 raise
+            if batch_size:
+                raise UserError(f"--batch-size {size}: more than the memory holds; name a smaller one") from error
             say(f"{name} {task}: memory is full at {size:,} images")
             return
         yield rate
         if batch_size:
             return
-        if jax.default_backend() == "cpu" and rate.images_per_second < best * WORTH:
-            say(f"{name} {task}: {size:,} images are hardly faster than {size // 2:,}")
+        idle = 0 if rate.images_per_second > best * WORTH else idle + 1
+        if jax.default_backend() == "cpu" and idle == 2:
+            say(f"{name} {task}: larger batches than {size // 4:,} are hardly faster")
             return
         best, size = max(best, rate.images_per_second), 2 * size
 

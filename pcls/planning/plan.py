@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -25,6 +25,8 @@ from pcls.training.tables import StatePart, state_parts
 
 # The search for the largest batch ends within this share of it.
 BATCH_PRECISION = 1 / 16
+# Of `train.batch_size`.
+MAX_BATCH = 2**24
 
 Say = Callable[[str], None]
 
@@ -74,7 +76,7 @@ class RecipePlan:
       program: the recipe's, for these devices.
       attempt: the compiled step.
       prediction: its bounds; None where it does not fit.
-      largest_batch: that fits; None where it was not looked for or nothing fits.
+      largest_batch: that fits, at most an epoch of images; None where it was not looked for or nothing fits.
     """
 
     recipe: Recipe
@@ -122,7 +124,9 @@ def plan_recipe(recipe: Recipe, topology: str, *, slices: int = 1, largest: bool
         )
     largest_batch = None
     if largest and attempt.limit is not None:
-        largest_batch = largest_that_fits(lambda size: compile_for(size)[1], attempt, batch_unit(program))
+        largest_batch = largest_that_fits(
+            lambda size: compile_for(size)[1], attempt, batch_unit(program), most=min(facts.records, MAX_BATCH)
+        )
     return RecipePlan(
         recipe=recipe,
         topology=topology + (f" x {slices} slices" if slices > 1 else ""),
@@ -150,12 +154,16 @@ def batch_unit(program: Program) -> int:
     return shard_count(program.mesh) * recipe.train.accumulate * (recipe.batch_norm.group_size or 1)
 
 
-def compiled_step(program: Program) -> Any:
-    """The training step that a run would use, compiled for the program's devices."""
+def compiled_step(program: Program, records: int) -> Any:
+    """The training step that a run would use, compiled for the program's devices.
+
+    Args:
+      program: of a recipe.
+      records: of the training set; with `data.on_device` they are part of the memory.
+    """
     if not program.recipe.data.on_device:
         return program.train_step().lower(program.state_shapes, program.batch_shapes).compile()
     batch = program.batch_shapes
-    records = round(program.plan.epoch_steps * program.plan.batch_size)
     sharding = replicated(program.mesh)
     images = Images(
         jax.ShapeDtypeStruct((records, *batch.image.shape[1:]), jnp.uint8, sharding=sharding),
@@ -164,38 +172,46 @@ def compiled_step(program: Program) -> Any:
     return program.resident_step().lower(program.state_shapes, program.place_shapes, images).compile()
 
 
-def largest_that_fits(attempt_at: Callable[[int], Attempt], first: Attempt, unit: int) -> int | None:
+def largest_that_fits(
+    attempt_at: Callable[[int], Attempt], first: Attempt, unit: int, *, most: int = MAX_BATCH
+) -> int | None:
     """The largest batch that fits, to a sixteenth; None where not even the smallest does.
 
     The memory that a step needs is nearly linear in its batch, so the search goes where the line through the last two
-    answers meets the limit, and halves the interval where it has no line.
+    answers meets the limit; it halves the interval where it has no line, or one that the answers contradict.
 
     Args:
       attempt_at: compiles a step for a batch size.
       first: what is known already.
       unit: batch sizes are multiples of it.
+      most: larger ones are of no interest.
     """
-    tried = [first]
+    tried, beyond = [first], most // unit * unit + unit
     while True:
         fitting = max((attempt.batch_size for attempt in tried if attempt.fits), default=0)
-        failing = min((attempt.batch_size for attempt in tried if not attempt.fits), default=None)
-        # Steps of at least this size: a guess just above what fits then ends the search, whether it fits or not.
+        end = min([beyond, *(attempt.batch_size for attempt in tried if not attempt.fits)])
+        # Steps of at least this size: a guess just beside what is known then ends the search, whether it fits or not.
         step = max(unit, round(fitting * BATCH_PRECISION / unit) * unit)
-        if failing is not None and failing - fitting <= step:
+        margin = unit if end == beyond else step
+        if end - fitting <= margin:
             return fitting or None
-        guess = _where_memory_ends(tried) or (2 * fitting if failing is None else (fitting + failing) / 2)
+        guess = _where_memory_ends(tried)
+        if guess is None or (guess >= end and end < beyond):
+            guess = 2 * fitting if all(attempt.fits for attempt in tried) else (fitting + end) / 2
         size = max(int(guess / unit) * unit, fitting + step)
-        tried.append(attempt_at(size if failing is None else min(size, failing - unit)))
+        tried.append(attempt_at(min(size, max(end - margin, fitting + unit))))
 
 
 def _where_memory_ends(tried: Sequence[Attempt]) -> float | None:
-    """The batch size at which the line through the last two answers meets the limit."""
-    known = [attempt for attempt in tried if attempt.needed is not None]
-    if len(known) < 2 or known[-1].limit is None:
+    """The batch size at which the line through the last two answers meets the limit; None: they lie on no such line."""
+    known = [(attempt.batch_size, attempt.needed) for attempt in tried if attempt.needed is not None]
+    limits = [attempt.limit for attempt in tried if attempt.limit is not None]
+    if len(known) < 2 or not limits:
         return None
-    (size_a, bytes_a), (size_b, bytes_b) = ((a.batch_size, a.needed or 0) for a in known[-2:])
+    (size_a, bytes_a), (size_b, bytes_b) = known[-2:]
     slope = (bytes_b - bytes_a) / (size_b - size_a)
-    return size_b + (known[-1].limit - bytes_b) / slope if slope > 0 else None
+    # What the compiler says when it gives up is less than the documented size: it keeps some for itself.
+    return size_b + (min(limits) - bytes_b) / slope if slope > 0 else None
 
 
 class _Compiler:
@@ -213,21 +229,33 @@ class _Compiler:
             with_overrides(self._recipe, {"train.batch_size": batch_size, "evaluate.batch_size": batch_size}),
             self._facts.preprocessing,
             classes=self._facts.classes,
-            records=self._facts.records,
+            # As many steps as with the recipe's batch: a warm-up in steps would not fit into fewer.
+            records=max(1, self._facts.records * batch_size // self._recipe.train.batch_size),
             devices=self._devices,
         )
         self._say(f"compiling the step of {batch_size:,} images for {len(self._devices):,} devices")
         start = time.perf_counter()
         try:
-            compiled = compiled_step(program)
+            compiled = compiled_step(program, self._facts.records)
         except jax.errors.JaxRuntimeError as error:
             lack = out_of_memory(error)
             if lack is None:
                 raise
             return program, self._too_large(batch_size, lack, time.perf_counter() - start)
         seconds = time.perf_counter() - start
-        costs = read_costs(compiled, self._devices)
+        costs = _with_micro_batches(read_costs(compiled, self._devices), program)
         return program, Attempt(batch_size, costs.memory.peak, self._limit, costs, seconds)
 
     def _too_large(self, batch_size: int, lack: OutOfMemory, seconds: float) -> Attempt:
         return Attempt(batch_size, lack.used, lack.limit or self._limit, None, seconds)
+
+
+def _with_micro_batches(costs: Costs, program: Program) -> Costs:
+    """The costs of all micro-batches, where they are a loop: XLA counts its body once.
+
+    The update, outside the loop, is then counted too often; beside the micro-batches it is small.
+    """
+    count = program.recipe.train.accumulate
+    if program.platform == "cpu" or count not in costs.loops:
+        return costs
+    return replace(costs, flops=costs.flops * count, bytes_accessed=costs.bytes_accessed * count)

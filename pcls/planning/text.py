@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pcls.errors import UserError
+from pcls.models.registry import model_entry
 from pcls.planning.plan import RecipePlan
 from pcls.planning.roofline import Range
 from pcls.training.tables import state_text
@@ -74,13 +75,18 @@ def require_fit(plan: RecipePlan) -> None:
     needed = "more memory than there is" if attempt.needed is None else f"{attempt.needed / GIB:,.2f} GiB"
     limit = "" if attempt.limit is None else f" of {attempt.limit / GIB:,.2f} GiB"
     batch = f"train.batch_size={plan.largest_batch} fits; " if plan.largest_batch else ""
-    ways = ["a smaller train.batch_size", "train.accumulate=2"]
-    ways += [] if plan.recipe.model.remat else ["model.remat"]
-    ways += ["mesh.fsdp"] if plan.devices > 1 and plan.recipe.mesh.fsdp == 1 else []
     raise UserError(
         f"{plan.recipe.model.name} does not fit on {plan.topology}: a step of {attempt.batch_size:,} images needs "
-        f"{needed}{limit} a device; {batch}change {', '.join(ways)}"
+        f"{needed}{limit} a device; {batch}change {', '.join(_ways_to_fit(plan))}"
     )
+
+
+def _ways_to_fit(plan: RecipePlan) -> list[str]:
+    """Keys that would lower the memory."""
+    model, mesh, accumulate = plan.recipe.model, plan.recipe.mesh, plan.recipe.train.accumulate
+    ways = ["train.batch_size", f"train.accumulate={2 * accumulate}"]
+    ways += ["model.remat"] if "remat" in model_entry(model.name).options and not model.remat else []
+    return ways + (["mesh.fsdp"] if plan.devices > 1 and mesh.fsdp == 1 else [])
 
 
 def _memory_lines(plan: RecipePlan) -> list[str]:
@@ -101,9 +107,8 @@ def _memory_lines(plan: RecipePlan) -> list[str]:
 def _work_lines(plan: RecipePlan) -> list[str]:
     assert plan.attempt.costs is not None
     costs, images = plan.attempt.costs, plan.attempt.batch_size / plan.devices
-    return [
-        f"an image       {costs.flops / images / 1e9:,.3g} GFLOP, {costs.bytes_accessed / images / 1e6:,.4g} MB of HBM traffic"
-    ]
+    flops, traffic = costs.flops / images / 1e9, costs.bytes_accessed / images / 1e6
+    return [f"an image       {flops:,.3g} GFLOP, {traffic:,.4g} MB of HBM traffic"]
 
 
 def _collective_lines(plan: RecipePlan) -> list[str]:

@@ -19,8 +19,9 @@ from pcls.evaluation.metrics import Evaluation
 from pcls.nn.module import Arrays
 from pcls.parallel.mesh import replicated
 from pcls.parallel.processes import agreed, is_main, place
+from pcls.parallel.tuning import tune_process
 from pcls.run.folder import RunFolder
-from pcls.run.setup import Setup, prepare, tune_process
+from pcls.run.setup import Setup, prepare
 from pcls.training.losses import LOSSES
 
 EVALUATION, PREDICTIONS, PREPROCESSING = "evaluation.json", "predictions.npz", "preprocessing.json"

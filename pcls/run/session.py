@@ -96,13 +96,13 @@ class Session:
             with self._batches(range(first, plan.steps)) as batches, stop_requests(self._say) as self.stop_requested:
                 one, many = self._steps()
                 self._goodput.start_training()
-                self._profiler.after(first)
+                self._profiler.after(first, first + plan.together(first))
                 state, finished = train_loop(state, one, many, self._booked(batches), plan, self)
-            self._profiler.close()
             with self._goodput.lost_to("checkpoint"):
                 self._store.wait()
             self._write(self._goodput.row(int(state.step)))
         finally:
+            self._profiler.close()
             for sink in self._sinks:
                 sink.close()
         step = int(state.step)
@@ -121,7 +121,7 @@ class Session:
 
     def progress(self, meter: Meter, step: int) -> None:
         """Redraws the progress line now and then."""
-        self._profiler.after(step)
+        self._profiler.after(step, step + self._setup.plan.together(step))
         if self._console and meter.has_numbers and self._console.due():
             self._console.progress(meter.current(step))
 
@@ -139,13 +139,12 @@ class Session:
         count = self._setup.recipe.batch_norm.recalibrate.steps(plan.epoch_steps)
         if not count:
             return state
-        step, params = self._setup.statistics_step(), self._evaluator.gathered(state.deliverable)[0]
+        step, (params, stats) = self._setup.statistics_step(), self._evaluator.gathered(state.deliverable)
         with self._host_batches(range(plan.steps, plan.steps + count)) as batches:
-            stats = mean_statistics(
-                step(params, state.key, place(batch, self._setup.batch_sharding, plan.batch_size)) for batch in batches
-            )
+            placed = (place(batch, self._setup.batch_sharding, plan.batch_size) for batch in batches)
+            stats = mean_statistics(step(params, stats, state.key, batch) for batch in placed)
         self._say(f"recalibrated BatchNorm over {count:,} batches")
-        return state.with_deliverable_stats(jax.device_put(stats, jax.tree.map(lambda a: a.sharding, stats)))
+        return state.with_deliverable_stats(stats)
 
     def evaluate(self, state: TrainState, step: int) -> float:
         """Evaluates what would be delivered now."""

@@ -1,11 +1,8 @@
-"""A recipe put together with its data, all checked before anything is written; settings of the process."""
+"""A recipe put together with its data, all checked before anything is written."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,9 +15,6 @@ from pcls.parallel.mesh import replicated
 from pcls.parallel.processes import everywhere
 from pcls.training.program import Program, make_program
 from pcls.training.resident import Images
-
-# glibc's numbers for mallopt.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 @dataclass(frozen=True)
@@ -74,30 +68,3 @@ def images_on_devices(setup: Setup) -> Images:
             "mend or remove the file"
         )
     return everywhere(Images(records.images, records.labels), replicated(setup.mesh))
-
-
-def tune_process() -> None:
-    """Settings of the process that every run wants: a compile cache on disk, and an allocator that keeps its memory."""
-    _use_compile_cache()
-    if jax.default_backend() == "cpu":
-        _keep_freed_memory()
-
-
-def _use_compile_cache() -> None:
-    """A second start of the same recipe need not compile; JAX_COMPILATION_CACHE_DIR names another folder, as always."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(base / "pcls" / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def _keep_freed_memory() -> None:
-    """Keeps glibc from giving XLA's temporary memory back to the kernel after every step.
-
-    Above 32 MiB glibc maps such memory anew each time, and the kernel fills every page with zeros first: the first
-    stage of cnn28 takes 7 ms instead of 18. Other C libraries are left alone.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

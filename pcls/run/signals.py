@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -16,7 +17,7 @@ from pcls.parallel.processes import preempted
 
 @contextmanager
 def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[int], bool]]:
-    """Yields a function that tells, step by step, whether to stop; all processes get the same answer.
+    """Yields a function that tells, dispatch by dispatch, whether to stop; all processes get the same answer.
 
     A second Ctrl-C ends at once. Outside the main thread (a notebook's worker) signals are left alone.
     """
@@ -39,7 +40,9 @@ def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[int], bool]]
         watched = []
     before = {number: signal.signal(number, handler) for number in watched}
     try:
-        yield lambda step: preempted(step) if jax.process_count() > 1 else requested.is_set()
+        # Counted, because several steps in a dispatch leave gaps between the steps that are asked about.
+        asked = itertools.count(1)
+        yield lambda step: preempted(next(asked)) if jax.process_count() > 1 else requested.is_set()
     finally:
         for number, old in before.items():
             signal.signal(number, old)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -16,11 +16,14 @@ from pcls.errors import UserError
 from pcls.nn.module import Arrays, ModelDef
 from pcls.observe.console import Console
 from pcls.observe.goodput import Goodput
+from pcls.observe.profile import check_steps
+from pcls.observe.sinks import require_wandb
 from pcls.parallel.processes import agreed, barrier, differing, is_main
+from pcls.parallel.tuning import tune_process
 from pcls.run.evaluate import PREPROCESSING, saved_preprocessing
 from pcls.run.folder import RunFolder
 from pcls.run.session import Run, Session
-from pcls.run.setup import Setup, prepare, tune_process
+from pcls.run.setup import Setup, prepare
 
 
 @dataclass(frozen=True)
@@ -52,22 +55,23 @@ def train_recipe(
       RestartRequested: stopped on request; saved.
       Diverged: no finite loss any more.
     """
-    goodput = Goodput()
-    check_same_recipe(recipe)
-    folder = RunFolder(recipe.run.dir)
-    _refuse_used(folder)
-    tune_process()
-    setup = prepare(recipe, start.preprocessing if start else None)
-    weights = start.weights(setup.model, setup.dataset.class_names, recipe.train.seed) if start else None
-    # Every process has looked before process 0 makes the folder.
-    barrier("folder is new")
-    with folder.locked() if is_main() else nullcontext():
-        if is_main():
-            # Another process may have been faster since the first look.
-            _refuse_used(folder)
-            folder.create(recipe)
-            folder.write_json(PREPROCESSING, setup.dataset.preprocessing.to_json())
-        return _train(setup, folder, weights, Console(setup.plan.steps, stream), goodput, profile)
+    with closing(Goodput()) as goodput:
+        check_same_recipe(recipe)
+        folder = RunFolder(recipe.run.dir)
+        _refuse_used(folder)
+        tune_process()
+        setup = prepare(recipe, start.preprocessing if start else None)
+        _check_observed(recipe, profile, 1, setup.plan.steps)
+        weights = start.weights(setup.model, setup.dataset.class_names, recipe.train.seed) if start else None
+        # Every process has looked before process 0 makes the folder.
+        barrier("folder is new")
+        with folder.locked() if is_main() else nullcontext():
+            if is_main():
+                # Another process may have been faster since the first look.
+                _refuse_used(folder)
+                folder.create(recipe)
+                folder.write_json(PREPROCESSING, setup.dataset.preprocessing.to_json())
+            return _train(setup, folder, weights, Console(setup.plan.steps, stream), goodput, profile)
 
 
 def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | None = None) -> Run:
@@ -81,15 +85,15 @@ def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | 
     Raises:
       UserError: no run here, another process is writing it, or the changes do not fit its checkpoint.
     """
-    goodput = Goodput()
-    folder = RunFolder(path)
-    recipe = with_overrides(folder.recipe(), overrides)
-    recipe = with_overrides(recipe, {"run.dir": str(folder.path)})
-    check_same_recipe(recipe)
-    tune_process()
-    setup = prepare(recipe, saved_preprocessing(folder))
-    with folder.locked() if is_main() else nullcontext():
-        return _train(setup, folder, None, Console(setup.plan.steps), goodput, profile, resume=True)
+    with closing(Goodput()) as goodput:
+        folder = RunFolder(path)
+        recipe = with_overrides(folder.recipe(), overrides)
+        recipe = with_overrides(recipe, {"run.dir": str(folder.path)})
+        check_same_recipe(recipe)
+        tune_process()
+        setup = prepare(recipe, saved_preprocessing(folder))
+        with folder.locked() if is_main() else nullcontext():
+            return _train(setup, folder, None, Console(setup.plan.steps), goodput, profile, resume=True)
 
 
 def check_same_recipe(recipe: Recipe) -> None:
@@ -97,6 +101,13 @@ def check_same_recipe(recipe: Recipe) -> None:
     keys = differing(flat_recipe(recipe))
     if keys:
         raise UserError(f"the processes differ in {', '.join(keys)}; start all with the same recipe and overrides")
+
+
+def _check_observed(recipe: Recipe, profile: range | None, first: int, last: int) -> None:
+    """UserError where what is to be observed cannot be, before anything is written."""
+    check_steps(profile, first, last)
+    if recipe.observe.wandb:
+        require_wandb()
 
 
 def _refuse_used(folder: RunFolder) -> None:
@@ -130,6 +141,8 @@ def _train(
                 f"{folder.path}: is finished, {first:,} of {setup.plan.steps:,} steps; "
                 "to train longer, add for example train.duration='20 epochs'"
             )
+        if resume:
+            _check_observed(setup.recipe, profile, first + 1, setup.plan.steps)
         if resume and is_main():
             # Only now: changes that do not fit the checkpoint must not replace the recipe that it was made with.
             folder.create(setup.recipe)
@@ -138,5 +151,4 @@ def _train(
             store.save(0, state)
         return Session(setup, folder, store, console, goodput, profile).train(state, first)
     finally:
-        goodput.close()
         store.close()

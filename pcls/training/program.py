@@ -23,6 +23,7 @@ from pcls.models.registry import define_model
 from pcls.nn.flops import analytic_flops
 from pcls.nn.module import Arrays, ModelDef
 from pcls.nn.platform import compiling_for
+from pcls.nn.training import TrainingPass
 from pcls.parallel.mesh import (
     BATCH_AXES,
     batch_sharding,
@@ -59,7 +60,7 @@ class Program:
       layout: how the state is split over the mesh.
       rules: each parameter's path to its rule.
       model, schedule, optimizer: of the recipe.
-      group_size: examples that BatchNorm normalises over; None: the whole micro-batch.
+      training: what BatchNorm normalises over.
       plan: how long, how often what.
     """
 
@@ -71,7 +72,7 @@ class Program:
     model: ModelDef
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
-    group_size: int | None
+    training: TrainingPass
     plan: Plan
 
     @cached_property
@@ -165,7 +166,7 @@ class Program:
             self.optimizer,
             self.recipe,
             self.preprocessing,
-            group_size=self.group_size,
+            training=self.training,
             gradient_shardings=gradients,
         )
 
@@ -192,11 +193,16 @@ class Program:
         return self._compiled(resident_steps(self.step), self.stacked_sharding, replicated(self.mesh))
 
     def statistics_step(self) -> Any:
-        """The compiled pass that takes BatchNorm's statistics: `(params, key, batch)`."""
-        step = make_statistics_step(self.model, self.recipe, self.preprocessing, self.group_size)
+        """The compiled pass that takes BatchNorm's statistics: `(params, stats, key, batch)`."""
+        step = make_statistics_step(self.model, self.recipe, self.preprocessing, self.training)
         return jax.jit(
             step,
-            in_shardings=(self.state_shardings.params, replicated(self.mesh), self.batch_sharding),
+            in_shardings=(
+                self.state_shardings.params,
+                self.state_shardings.stats,
+                replicated(self.mesh),
+                self.batch_sharding,
+            ),
             out_shardings=self.state_shardings.stats,
         )
 
@@ -264,7 +270,7 @@ def make_program(
         remat=recipe.model.remat,
     )
     check_progressive(recipe.data, recipe.model.name, records / recipe.train.batch_size)
-    group_size = batch_norm_group(recipe, shard_count(mesh), normalises=bool(model.stats))
+    training = normalisation(recipe, shard_count(mesh), normalises=bool(model.stats))
     layout = chosen_layout(recipe.mesh)
     image_bytes = preprocessing.height * preprocessing.width * preprocessing.channels
     plan = make_plan(recipe, records, image_bytes=image_bytes, platform=mesh.devices.flat[0].platform)
@@ -280,7 +286,7 @@ def make_program(
         model=model,
         schedule=schedule,
         optimizer=make_optimizer(recipe.optimizer, schedule, model.params),
-        group_size=group_size,
+        training=training,
         plan=plan,
     )
 
@@ -295,8 +301,8 @@ def chosen_layout(section: MeshSection) -> Layout:
     return PRESETS[section.sharding]
 
 
-def batch_norm_group(recipe: Recipe, shards: int, *, normalises: bool) -> int | None:
-    """Examples that BatchNorm normalises over; None: a whole micro-batch.
+def normalisation(recipe: Recipe, shards: int, *, normalises: bool) -> TrainingPass:
+    """What BatchNorm normalises over.
 
     Args:
       recipe: with a batch that divides by the shards.
@@ -323,7 +329,8 @@ def batch_norm_group(recipe: Recipe, shards: int, *, normalises: bool) -> int | 
             f"a time (train.batch_size {recipe.train.batch_size} / {shards} devices / train.accumulate {accumulate}); "
             f"choose a divisor of {rows}"
         )
-    return {"global": None, "groups": section.group_size, "per_shard": rows}[section.over]
+    group_size = {"global": None, "groups": section.group_size, "per_shard": rows}[section.over]
+    return TrainingPass(group_size=group_size, group_a_device=group_size in (None, rows))
 
 
 def make_plan(recipe: Recipe, records: int, *, image_bytes: int, platform: str) -> Plan:

@@ -38,7 +38,7 @@ def check_progressive(section: DataSection, model: str, epoch_steps: float) -> N
     if section.source.partition(":")[0] not in ("folder", "tfds"):
         raise UserError(f"data.progressive needs image files; {section.source} keeps pixels of one size; leave it out")
     ends = [phase.until.steps(epoch_steps) for phase in section.progressive]
-    if sorted(set(ends)) != ends:
+    if sorted({0, *ends}) != [0, *ends]:
         raise UserError("data.progressive: each phase must end after the one before it; order them by `until`")
     small = min(phase.image_size for phase in section.progressive)
     if small < entry.min_size:

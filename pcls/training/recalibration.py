@@ -15,25 +15,24 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.nn.module import Arrays, ModelDef
 from pcls.nn.training import TrainingPass
 
-StatisticsStep = Callable[[Arrays, Array, Batch], Arrays]
+StatisticsStep = Callable[[Arrays, Arrays, Array, Batch], Arrays]
 
 
 def make_statistics_step(
-    model: ModelDef, recipe: Recipe, preprocessing: Preprocessing, group_size: int | None
+    model: ModelDef, recipe: Recipe, preprocessing: Preprocessing, training: TrainingPass
 ) -> StatisticsStep:
-    """`(params, key, batch) -> statistics of the batch`, augmented as in training, with nothing dropped.
+    """`(params, stats, key, batch) -> statistics of the batch`, augmented as in training, with nothing dropped.
 
     Args:
       model, recipe, preprocessing: of the run.
-      group_size: examples that BatchNorm normalises over; None: the whole batch.
+      training: what BatchNorm normalises over.
     """
 
-    def statistics_step(params: Arrays, key: Array, batch: Batch) -> Arrays:
+    def statistics_step(params: Arrays, stats: Arrays, key: Array, batch: Batch) -> Arrays:
         keys = record_keys(jax.random.wrap_key_data(key), batch.epoch, batch.record)
         images = augment(batch.image, keys, recipe.augment)
         images = normalise(images, preprocessing, jnp.dtype(recipe.train.precision))
-        unread = {path: jnp.zeros(stat.shape, stat.dtype) for path, stat in model.stats.items()}
-        return model.apply(params, unread, images, TrainingPass(None, group_size))[1]
+        return model.apply(params, stats, images, training)[1]
 
     return statistics_step
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 from pcls.nn.module import Arrays, ModelDef
 from pcls.nn.training import TrainingPass
-from pcls.training.gradients import accumulated, sharpness_aware
+from pcls.training.gradients import Gradients, LossFn, accumulated, sharpness_aware
 from pcls.training.losses import LOSSES
 from pcls.training.state import TrainState
 
@@ -29,14 +30,19 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 MODEL_KEY = 1 << 16
 
 
+_WHOLE_BATCH = TrainingPass()
+
+
 class Sums(NamedTuple):
     """What a batch adds up to beside its loss.
 
     Attributes:
-      correct: examples whose most probable class is theirs.
+      weight: examples that count.
+      correct: of these, those whose most probable class is theirs.
       stats: statistics of the batch over its micro-batches.
     """
 
+    weight: Array
     correct: Array
     stats: Arrays
 
@@ -47,7 +53,7 @@ def make_train_step(
     recipe: Recipe,
     preprocessing: Preprocessing,
     *,
-    group_size: int | None = None,
+    training: TrainingPass = _WHOLE_BATCH,
     gradient_shardings: Sequence[Mapping[str, NamedSharding]] = (),
 ) -> TrainStep:
     """The training step: `(state, batch) -> (state, metrics)`, to be compiled with the state donated.
@@ -56,35 +62,36 @@ def make_train_step(
 
     Args:
       model, optimizer, recipe, preprocessing: of the run.
-      group_size: examples that BatchNorm normalises over; None: the whole micro-batch.
+      training: what BatchNorm normalises over; the keys are those of the batch.
       gradient_shardings: where the gradients are brought, one after the other; the last is where updates are computed.
     """
     loss_of, accumulate = LOSSES[recipe.train.loss], recipe.train.accumulate
     dtype = jnp.dtype(recipe.train.precision)
 
-    def summed_loss(params: Arrays, micro: tuple[Batch, Array]) -> tuple[Array, Sums]:
-        """Over a micro-batch."""
+    def summed_loss(running: Arrays, params: Arrays, micro: tuple[Batch, Array]) -> tuple[Array, Sums]:
+        """Over a micro-batch; running statistics are those before the step."""
         batch, keys = micro
         images = normalise(augment(batch.image, keys, recipe.augment), preprocessing, dtype)
         layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, MODEL_KEY))(keys)
-        # A training pass replaces the running statistics without reading them.
-        unread = {path: jnp.zeros(stat.shape, stat.dtype) for path, stat in model.stats.items()}
-        logits, stats = model.apply(params, unread, images, TrainingPass(layer_keys, group_size))
-        correct = jnp.sum((logits.argmax(-1) == batch.label) * (batch.weight > 0))
+        logits, stats = model.apply(params, running, images, replace(training, keys=layer_keys))
+        correct = jnp.sum((logits.argmax(-1) == batch.label) * batch.weight)
         losses = loss_of(logits, batch.label, recipe.train.label_smoothing)
-        return jnp.sum(losses * batch.weight), Sums(correct, jax.tree.map(lambda stat: stat / accumulate, stats))
+        shares = jax.tree.map(lambda stat: stat / accumulate, stats)
+        return jnp.sum(losses * batch.weight), Sums(jnp.sum(batch.weight), correct, shares)
 
-    # Groups of examples that are normalised together stay together in a micro-batch.
-    gradients = accumulated(summed_loss, accumulate, recipe.batch_norm.group_size or 1)
-    if recipe.train.sam_rho:
-        gradients = sharpness_aware(gradients, recipe.train.sam_rho)
+    def gradients_of(loss_fn: LossFn) -> Gradients:
+        # Groups of examples that are normalised together stay together in a micro-batch.
+        gradients = accumulated(loss_fn, accumulate, recipe.batch_norm.group_size or 1)
+        return sharpness_aware(gradients, recipe.train.sam_rho) if recipe.train.sam_rho else gradients
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update; a step whose loss or gradient is not finite only counts."""
         keys = record_keys(jax.random.wrap_key_data(state.key), batch.epoch, batch.record)
-        weight = jnp.sum(batch.weight)
-        share = batch._replace(weight=batch.weight / jnp.maximum(weight, 1))
-        (loss, sums), grads = gradients(state.params, (share, keys))
+        gradients = gradients_of(partial(summed_loss, state.stats))
+        (loss, sums), grads = gradients(state.params, (batch, keys))
+        # Sums become means only now: a weight known before the backward pass would be an all-reduce of its own.
+        loss, grads = jax.tree.map(lambda total: total / jnp.maximum(sums.weight, 1), (loss, grads))
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         for shardings in gradient_shardings:
             grads = jax.lax.with_sharding_constraint(grads, dict(shardings))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -98,10 +105,9 @@ def make_train_step(
             ema=moving_average(state, params, stats, recipe.train.ema_decay),
             last_good_step=state.step + 1,
         )
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         # where, not multiply: 0 * nan is nan, so a scaled update would still poison the weights.
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
-        metrics = {"loss": loss, "correct": sums.correct, "weight": weight, "finite": finite}
+        metrics = {"loss": loss, "correct": sums.correct, "weight": sums.weight, "finite": finite}
         return replace(kept, step=state.step + 1), {name: v.astype(jnp.float32) for name, v in metrics.items()}
 
     return train_step

@@ -10,7 +10,13 @@ import pytest
 
 from pcls.checkpoint.store import CheckpointStore, set_aside
 from pcls.errors import UserError
-from pcls.parallel.mesh import make_mesh, state_shardings
+from pcls.parallel.mesh import make_mesh
+from pcls.parallel.rules import sharding
+
+
+def split(mesh, tree):
+    """Shardings over the fsdp axis."""
+    return jax.tree.map(lambda leaf: sharding(mesh, leaf.shape, ("fsdp",)), tree)
 
 
 def tree_at(step):
@@ -23,7 +29,7 @@ def tree_at(step):
         "key": jax.random.key_data(key),
         "none": None,
     }
-    return jax.device_put(tree, state_shardings(make_mesh(4, 2), tree))
+    return jax.device_put(tree, split(make_mesh(4, 2), tree))
 
 
 def shapes_of(tree):
@@ -82,7 +88,7 @@ def test_a_tree_comes_back_bit_for_bit_where_it_lived(pristine):
 
 def test_a_tree_comes_back_on_another_mesh(pristine):
     like = tree_at(0)
-    shardings = state_shardings(make_mesh(1, 8), like)
+    shardings = split(make_mesh(1, 8), like)
     wanted = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), like, shardings)
     with store_in(pristine) as store:
         tree, _ = store.restore(wanted)

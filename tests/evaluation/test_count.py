@@ -1,5 +1,7 @@
 """Exact counting. The model here hands its pixels out as logits, so that numpy knows every answer."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ from pcls.data.pipeline import Batch, evaluation_batches
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.arrays import ArraySource
 from pcls.evaluation.count import count, make_evaluation_step
+from pcls.parallel.mesh import batch_sharding, make_mesh, replicated
+from pcls.training.losses import LOSSES
 
 RECORDS = 13
 
@@ -16,17 +20,25 @@ RECORDS = 13
 class Pixels:
     """Logits are the pixels, times a factor."""
 
-    def apply(self, params, stats, images, *, train):
-        assert not train
+    def apply(self, params, stats, images):
         return images.reshape(len(images), -1) * params["factor"], stats
 
 
-def evaluation_of(images, labels, batch_size, *, factor=40.0, undecodable=()):
+@cache
+def compiled_step(classes, devices, loss="softmax"):
+    """As a run compiles it: rows split over the devices, numbers whole on each."""
+    mesh = make_mesh(devices, devices=jax.devices()[:devices])
+    preprocessing = Preprocessing(1, classes, 1, (0.0,), (1.0,))
+    step = make_evaluation_step(Pixels(), preprocessing, "float32", LOSSES[loss])
+    whole, rows = replicated(mesh), batch_sharding(mesh)
+    return preprocessing, jax.jit(step, in_shardings=(whole, whole, rows), out_shardings=whole)
+
+
+def evaluation_of(images, labels, batch_size, *, factor=40.0, undecodable=(), devices=1, loss="softmax"):
     """Evaluates [n, classes] uint8 logits."""
     classes = images.shape[1]
     names = tuple(map(str, range(classes)))
-    preprocessing = Preprocessing(1, classes, 1, (0.0,), (1.0,))
-    step = jax.jit(make_evaluation_step(Pixels(), preprocessing, "float32"))
+    preprocessing, step = compiled_step(classes, devices, loss)
     source = ArraySource(images[:, None, :, None], labels, names, "pixels")
     with evaluation_batches(
         source, preprocessing, batch_size=batch_size, rows=np.arange(batch_size), workers=2
@@ -65,6 +77,44 @@ def test_every_batch_size_counts_every_record_once_with_the_same_result(batch_si
     np.testing.assert_array_equal(predictions.records, np.arange(RECORDS))
     np.testing.assert_array_equal(predictions.labels, labels)
     np.testing.assert_array_equal(predictions.predicted, wanted["predicted"])
+
+
+@pytest.mark.parametrize(
+    ("records", "batch_size", "devices"),
+    [
+        (13, 8, 8),
+        (13, 24, 8),
+        (1, 8, 8),
+        (7, 8, 8),
+        (8, 8, 8),
+        (9, 8, 8),
+        (13, 4, 4),
+        (5, 6, 2),
+        (12, 4, 4),
+        (3, 16, 2),
+    ],
+)
+def test_every_number_of_devices_counts_every_record_once_with_the_same_result(records, batch_size, devices):
+    images, labels = (array[:records] for array in some_records())
+    found, predictions = evaluation_of(images, labels, batch_size, devices=devices)
+    wanted = expected(images, labels)
+    assert (found.n, found.undecodable, int(found.confusion.sum())) == (records, 0, records)
+    assert (found.top1, found.top5) == (wanted["top1"], wanted["top5"])
+    assert found.loss == pytest.approx(wanted["loss"], rel=1e-6)
+    np.testing.assert_array_equal(predictions.records, np.arange(records))
+    np.testing.assert_array_equal(predictions.predicted, wanted["predicted"])
+
+
+def test_the_loss_is_the_one_that_is_handed_in_and_the_ranks_are_those_of_the_logits():
+    images, labels = some_records()
+    found, predictions = evaluation_of(images, labels, 8, loss="sigmoid")
+    logits, target = images / 255 * 40, np.eye(7)[labels]
+    probabilities = 1 / (1 + np.exp(-logits))
+    losses = -(target * np.log(probabilities) + (1 - target) * np.log(1 - probabilities)).mean(-1)
+    assert found.loss == pytest.approx(losses.mean(), rel=1e-5)
+    assert found.top1 == expected(images, labels)["top1"]
+    # Of the softmax, whatever the loss: probabilities that add up to one.
+    np.testing.assert_allclose(predictions.probability, (np.exp(logits).max(1) / np.exp(logits).sum(1)), rtol=1e-5)
 
 
 def test_ties_rank_like_a_stable_sort_so_a_constant_model_is_no_better_than_its_first_class():

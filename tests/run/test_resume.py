@@ -27,15 +27,15 @@ def copied(finished_run, tmp_path):
 @pytest.fixture
 def fed(monkeypatch):
     """The records of every training batch from here on, in order."""
-    from pcls.run import train
+    from pcls.run import session
 
-    records, place = [], train.place
+    records, place = [], session.place
 
     def noting(batch, *rest):
         records.append(batch.record.tolist())
         return place(batch, *rest)
 
-    monkeypatch.setattr(train, "place", noting)
+    monkeypatch.setattr(session, "place", noting)
     return records
 
 

@@ -23,6 +23,7 @@ def test_a_finished_run_holds_all_that_the_other_verbs_need(finished_run):
         "evaluation.json",
         "metrics.csv",
         "metrics.jsonl",
+        "parameters.csv",
         "predictions.npz",
         "preprocessing.json",
         "recipe.yaml",
