@@ -1,6 +1,7 @@
 """Each recipe of configs/ trains as a tiny twin: the same recipe, on a handful of images for a few steps."""
 
 import gzip
+import re
 import struct
 from pathlib import Path
 
@@ -9,10 +10,26 @@ import pytest
 from PIL import Image
 
 import pcls
-from pcls.config import load_recipe, named_recipes
+from pcls.config import flat_recipe, load_recipe, named_recipes
 from pcls.data.sources.arrays import open_digits
 
 TINY = ["train.duration=3 steps", "train.batch_size=16", "evaluate.every=3 steps", "checkpoint.every=3 steps"]
+ANY_NUMBER = ["data.expect_classes=0", "data.expect_records=0"]
+# A network of the same parts that compiles in a fraction of the time; two images a device of a group.
+SMALL_RESNET = ["model.name=resnet18_cifar", "data.image_size=16", "batch_norm.group_size=2"]
+# What the twin of a recipe needs beside; the shape of a schedule stays: a step of warm-up where there are epochs.
+TWINS = {
+    "folder_resnet18": ["optimizer.warmup=1 steps"],
+    "imagenet_resnet50": [*ANY_NUMBER, *SMALL_RESNET, "optimizer.warmup=1 steps"],
+    "imagenet_resnet50_fast": [
+        *ANY_NUMBER,
+        *SMALL_RESNET,
+        "optimizer.warmup=1 steps",
+        "data.progressive=[{until: 1 steps, image_size: 8}, {until: 2 steps, image_size: 12}]",
+    ],
+    "imagenet_convnext_tiny": [*ANY_NUMBER, "optimizer.warmup=1 steps"],
+    "cifar10_resnet18": [*ANY_NUMBER, "data.source=folder", "data.image_size=16", "optimizer.warmup=1 steps"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +45,8 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         (folder / str(label)).mkdir(exist_ok=True)
         Image.fromarray(image).save(folder / str(label) / f"{number}.png")
-    return {"idx": [f"data.path={idx}"], "folder": [f"data.path={folder}", "data.image_size=32"], "digits": []}
+    files = [f"data.path={folder}", "data.image_size=32"]
+    return {"idx": [f"data.path={idx}"], "folder": files, "tfds:cifar10": files, "digits": []}
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -39,7 +57,8 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 @pytest.mark.parametrize("name", sorted(named_recipes()))
 def test_the_tiny_twin_of_a_recipe_trains(name: str, tiny_data: dict[str, list[str]], tmp_path: Path) -> None:
     source = load_recipe(name).data.source
-    run = pcls.train(name, [f"run.dir={tmp_path / 'run'}", *TINY, *tiny_data[source]])
+    overrides = [*TINY, *tiny_data[source], *TWINS.get(name, [])]
+    run = pcls.train(name, [f"run.dir={tmp_path / 'run'}", *overrides])
     assert run.evaluation.n == (359 if source == "digits" else len(labels_held_out(source)))
     assert np.isfinite(run.evaluation.loss)
     assert len(run.evaluation.class_names) == 10
@@ -52,4 +71,15 @@ def labels_held_out(source: str) -> range:
 
 def test_the_recipes_that_scripts_rely_on_are_there() -> None:
     expected = {"mnist_cnn", "mnist_rnn", "fashion_mnist_cnn", "fashion_mnist_rnn", "digits_cnn", "digits_rnn"}
-    assert expected | {"folder_resnet18"} <= named_recipes().keys()
+    expected |= {"folder_resnet18", "cifar10_resnet18"}
+    expected |= {"imagenet_resnet50", "imagenet_resnet50_fast", "imagenet_convnext_tiny"}
+    assert expected <= named_recipes().keys()
+
+
+def test_a_twin_changes_sizes_and_not_what_is_done() -> None:
+    """Each twin keeps its recipe's optimizer, schedule, loss, precision, augmentation and layout."""
+    kept = re.compile(r"augment\.|optimizer\.(?!warmup$)|train\.(loss|precision|ema|label)|mesh\.|batch_norm\.over|on_dev")
+    for name, overrides in TWINS.items():
+        whole, twin = flat_recipe(load_recipe(name)), flat_recipe(load_recipe(name, [*TINY, *overrides]))
+        assert {key for key in whole if whole[key] != twin[key] and kept.search(key)} == set()
+        assert twin["optimizer.warmup"] != "0 epochs"

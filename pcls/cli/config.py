@@ -1,7 +1,8 @@
-"""`pcls config show` and `pcls config diff`."""
+"""`pcls config show`, `pcls config diff` and `pcls config keys`."""
 
 from __future__ import annotations
 
+import textwrap
 from typing import Annotated
 
 import typer
@@ -40,3 +41,23 @@ def diff(
     for key, value in before.items():
         if value != after[key]:
             typer.echo(f"{key}: {value} -> {after[key]}")
+
+
+@app.command()
+def keys(
+    start: Annotated[str, typer.Argument(help="Only keys that start like this, as in optimizer or train.b")] = "",
+) -> None:
+    """Print every key of a recipe: its default, what is allowed, what it means.
+
+    Example: pcls config keys batch_norm
+    """
+    from pcls.config.reference import recipe_keys
+    from pcls.errors import UserError
+
+    chosen = [key for key in recipe_keys() if key.name.startswith(start)]
+    if not chosen:
+        sections = sorted({key.name.partition(".")[0] for key in recipe_keys()})
+        raise UserError(f"no key starts with {start!r}; sections: {', '.join(sections)}")
+    for key in chosen:
+        typer.echo(f"{key.name}  (default {key.default}; {key.allowed})")
+        typer.echo(textwrap.fill(key.meaning, 100, initial_indent="    ", subsequent_indent="    "))

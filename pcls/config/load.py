@@ -234,6 +234,8 @@ def _message(error: ErrorDetails, draft: _Draft) -> str:
         return f"{place}: {_unknown_key(key)}"
     if error["type"] == "rule":
         return f"{draft.place(error['ctx']['key'])}: {error['msg']}"
+    if error["type"] == "missing":
+        return f"{place}: {key} is missing; it has no default"
     value = error["input"]
     found = f"{_display(value)} ({_kind(value)})"
     return f"{place}: {key} is {found}; {_allowed(error, key)}{_suggestion(value, _field(key))}"
@@ -292,6 +294,14 @@ def _suggestion(value: Any, info: FieldInfo | None) -> str:
 def _allowed(error: ErrorDetails, key: str) -> str:
     info = _field(key)
     return error["msg"] if info is None else f"{_describe(info)} is needed"
+
+
+def described_field(key: str) -> str:
+    """What is allowed for a dotted key, in words."""
+    info = _field(key)
+    if info is None:
+        raise KeyError(key)
+    return _describe(info)
 
 
 def _field(key: str) -> FieldInfo | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ def join(coordinator: str, processes: int, index: int, *, timeout: int) -> None:
         with the same exit code and one line.
     """
     detected = coordinator == "auto"
+    if not detected:
+        _check_meeting(coordinator, processes, index)
     address, count, own = (None, None, None) if detected else (coordinator, processes, index)
     others = "other" if detected else f"{processes - 1} other"
     # jax would end the process at its own timeout by an abort with a stack trace, which no caller can catch.
@@ -50,6 +53,15 @@ def join(coordinator: str, processes: int, index: int, *, timeout: int) -> None:
         raise UserError(f"cannot join the other processes at {coordinator}: {first_line}") from error
     finally:
         watchdog.cancel()
+
+
+def _check_meeting(coordinator: str, processes: int, index: int) -> None:
+    """UserError for what jax dies of."""
+    port = re.fullmatch(r"[^\s/]+:(\d{1,5})", coordinator)
+    if port is None or not 1 <= int(port[1]) <= 65535:
+        raise UserError(f"--coordinator {coordinator!r}: host:port of process 0 is needed, as in 10.0.0.1:4242, or auto")
+    if index >= processes:
+        raise UserError(f"--process is {index}; of --processes={processes} they are 0 to {processes - 1}")
 
 
 def _give_up(message: str) -> None:

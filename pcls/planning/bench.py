@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from pcls.errors import UserError
 from pcls.models.registry import model_entry
 from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
 from pcls.observe.chips import Chip, chip_of
+from pcls.parallel.mesh import check_batch_size, make_mesh
 from pcls.parallel.tuning import tune_process
 from pcls.planning.costs import out_of_memory, read_costs
 from pcls.training.program import Program, make_program
@@ -81,9 +83,11 @@ def bench_models(
     tune_process()
     for name in names:
         model_entry(name)
-    for name in names:
-        for task in ("train", "inference"):
-            yield from _sweep(name, task, precision, batch_size, seconds, say)
+    if batch_size:
+        check_batch_size("--batch-size", batch_size, make_mesh(-1))
+    tasks = itertools.product(names, ("train", "inference"))
+    sweeps = (_sweep(name, task, precision, batch_size, seconds, say) for name, task in tasks)
+    return itertools.chain.from_iterable(sweeps)
 
 
 def _sweep(name: str, task: str, precision: str, batch_size: int, seconds: float, say: Say) -> Iterator[Rate]:

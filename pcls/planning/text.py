@@ -70,14 +70,13 @@ def plan_text(plan: RecipePlan) -> str:
 def require_fit(plan: RecipePlan) -> None:
     """UserError where the step needs more memory than a device has."""
     attempt = plan.attempt
-    if attempt.fits is not False:
+    if attempt.limit is None or attempt.fits:
         return
-    needed = "more memory than there is" if attempt.needed is None else f"{attempt.needed / GIB:,.2f} GiB"
-    limit = "" if attempt.limit is None else f" of {attempt.limit / GIB:,.2f} GiB"
+    needed = "more than" if attempt.needed is None else f"{attempt.needed / GIB:,.2f} GiB of"
     batch = f"train.batch_size={plan.largest_batch} fits; " if plan.largest_batch else ""
     raise UserError(
         f"{plan.recipe.model.name} does not fit on {plan.topology}: a step of {attempt.batch_size:,} images needs "
-        f"{needed}{limit} a device; {batch}change {', '.join(_ways_to_fit(plan))}"
+        f"{needed} {attempt.limit / GIB:,.2f} GiB a device; {batch}change {', '.join(_ways_to_fit(plan))}"
     )
 
 

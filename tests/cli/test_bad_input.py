@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import importlib.util
 import json
 import os
 import shutil
@@ -82,6 +83,8 @@ def recipe_of(text):
 
 
 # What is prepared, the command line, and words that the line must hold. {0} is the folder.
+RESNET_ON_DIGITS = ["train", "folder_resnet18", "data.source=digits", "data.image_size=32", "data.channels=3"]
+
 BAD_INPUTS = {
     "unknown recipe": (nothing, ["train", "digits_cn"], ["'digits_cn'", "nearest is 'digits_cnn'"]),
     "unknown key": (
@@ -130,6 +133,46 @@ BAD_INPUTS = {
     ),
     "mesh of other devices": (nothing, ["train", "digits_cnn", "mesh.data=3"], ["mesh.data=3", "8 devices"]),
     "fsdp that does not divide": (nothing, ["train", "digits_cnn", "mesh.fsdp=3"], ["mesh.fsdp=3", "8 devices"]),
+    "model axis that does not divide": (
+        nothing,
+        ["train", "digits_cnn", "mesh.model=3"],
+        ["mesh.model=3", "8 devices"],
+    ),
+    "sharding rule that matches nothing": (
+        nothing,
+        ["train", "digits_cnn", "mesh.rules=[{{match: conv9, over: [fsdp]}}]"],
+        ["mesh.rules", "'conv9' matches no parameter", "conv1/kernel"],
+    ),
+    "parameter that no sharding rule matches": (
+        nothing,
+        ["train", "digits_cnn", "mesh.rules=[{{match: kernel, over: [fsdp]}}]"],
+        ["mesh.rules", "no rule matches conv1/bias"],
+    ),
+    "accumulation that does not divide": (
+        nothing,
+        ["train", "digits_cnn", "train.accumulate=5"],
+        ["train.accumulate is 5", "train.batch_size=32"],
+    ),
+    "accumulation that does not divide the images of a device": (
+        nothing,
+        ["train", "digits_cnn", "train.accumulate=8"],
+        ["train.accumulate is 8", "the 4 images of each of 8 devices"],
+    ),
+    "groups that do not divide the images of a device": (
+        nothing,
+        [*RESNET_ON_DIGITS, "train.batch_size=32", "batch_norm.over=groups", "batch_norm.group_size=3"],
+        ["batch_norm.group_size is 3", "the 4 images", "choose a divisor of 4"],
+    ),
+    "groups without BatchNorm": (
+        nothing,
+        ["train", "digits_cnn", "batch_norm.over=groups", "batch_norm.group_size=2"],
+        ["batch_norm.over", "cnn28 has no BatchNorm"],
+    ),
+    "option that the model lacks": (
+        nothing,
+        ["train", "digits_cnn", "model.drop_path=0.1"],
+        ["model.drop_path has no effect with cnn28", "resnet50"],
+    ),
     "unknown model": (nothing, ["train", "digits_cnn", "model.name=cnn29"], ["'cnn29'", "nearest is 'cnn28'"]),
     "images too small": (
         nothing,
@@ -212,6 +255,88 @@ BAD_INPUTS = {
     "prediction from nothing": (nothing, ["predict", "{0}/nowhere", "a.png"], ["neither a run", "nor a bundle"]),
     "facts of an unknown model": (nothing, ["models", "info", "resnet51"], ["'resnet51'", "nearest is 'resnet50'"]),
     "facts of missing data": (nothing, ["data", "info", "{0}/nowhere"], ["there is no such folder"]),
+    "plan of an unknown recipe": (nothing, ["plan", "digits_cn"], ["'digits_cn'", "nearest is 'digits_cnn'"]),
+    "plan for unknown devices": (
+        nothing,
+        ["plan", "digits_rnn", "--topology", "v6:2x2"],
+        ["'v6:2x2' is not known", "nearest is 'v6e'", "v4:2x2x1, v5e:2x2", "cpu-8"],
+    ),
+    "plan for a slice that there is not": (
+        nothing,
+        ["plan", "digits_rnn", "--topology", "v5e:3x3"],
+        ["v5e has no slice of 3x3", "2x2, 2x4, 4x4"],
+    ),
+    "plan for too many devices": (nothing, ["plan", "digits_rnn", "--topology", "cpu-5000"], ["N from 1 to 1024"]),
+    "plan for slices of CPUs": (
+        nothing,
+        ["plan", "digits_rnn", "--topology", "cpu-8", "--slices", "2"],
+        ["simulated CPU devices have no slices", "leave slices at 1"],
+    ),
+    "plan for no slices": (nothing, ["plan", "digits_rnn", "--slices", "0"], ["slices is 0: 1 or more are needed"]),
+    "plan of a batch that devices do not divide": (
+        nothing,
+        ["plan", "digits_rnn", "train.batch_size=30", "--topology", "cpu-8"],
+        ["train.batch_size is 30", "8 devices"],
+    ),
+    "plan without the data that the recipe does not describe": (
+        nothing,
+        ["plan", "folder_resnet18", "--topology", "cpu-8"],
+        ["data.path is empty"],
+    ),
+    "bench of an unknown model": (nothing, ["bench", "resnet51"], ["'resnet51'", "nearest is 'resnet50'"]),
+    "bench on unknown devices": (nothing, ["bench", "--device", "npu"], ["--device 'npu'", "cpu, cuda, rocm, tpu"]),
+    "bench in an unknown precision": (
+        nothing,
+        ["bench", "--precision", "float16"],
+        ["--precision 'float16'", "bfloat16 or float32 is needed"],
+    ),
+    "bench of a batch that devices do not divide": (
+        nothing,
+        ["bench", "rnn28", "--batch-size", "20"],
+        ["--batch-size is 20", "8 devices", "16 or 24"],
+    ),
+    "profile of one step": (nothing, ["train", "digits_rnn", "--profile", "10"], ["--profile '10'", "as in 10:15"]),
+    "profile that ends before it starts": (
+        nothing,
+        ["train", "digits_rnn", "--profile", "15:10"],
+        ["--profile '15:10'", "FIRST:LAST"],
+    ),
+    "profile from step 0": (nothing, ["resume", "{0}", "--profile", "0:10"], ["--profile '0:10'", "counted from 1"]),
+    "profile beyond the run": (
+        nothing,
+        ["train", "digits_rnn", "data.image_size=10", "train.duration=8 steps", "--profile", "9:12"],
+        ["profile: steps 9 to 12", "of this run, 1 to 8", "--profile 3:5"],
+    ),
+    "other classes than expected": (
+        nothing,
+        ["train", "digits_rnn", "data.expect_classes=12"],
+        ["data.expect_classes is 12", "there are 10 classes"],
+    ),
+    "other records than expected": (
+        nothing,
+        ["train", "digits_rnn", "data.expect_records=1797"],
+        ["data.expect_records is 1,797", "there are 1,438 training records"],
+    ),
+    "crop of what is kept whole": (
+        nothing,
+        ["train", "digits_rnn", "data.crop_pct=0.9"],
+        ["data.crop_pct has no effect with digits", "leave it out"],
+    ),
+    "sizes of pixels that have one": (
+        nothing,
+        ["train", "digits_cnn", "model.name=resnet18_cifar", "data.progressive=[{{until: 1 epochs, image_size: 9}}]"],
+        ["data.progressive needs image files"],
+    ),
+    "sizes without an end": (
+        nothing,
+        ["train", "digits_cnn", "data.progressive=[{{image_size: 9}}]"],
+        ["data.progressive", "until"],
+    ),
+    "sizes of images that lie on the devices": (
+        nothing,
+        ["train", "digits_cnn", "data.on_device=true", "data.progressive=[{{until: 1 epochs, image_size: 9}}]"],
+        ["data.on_device", "needs images of one size"],
+    ),
     "run folder inside a file": (
         a_file,
         ["train", "digits_rnn", "data.image_size=10", "run.dir={0}/data/run"],
@@ -243,6 +368,38 @@ def test_bad_input_is_one_line_and_leaves_nothing(name, tmp_path, capsys):
     for word in words:
         assert word in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_device_that_is_not_here_is_one_line():
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pcls", "bench", "rnn28", "--device", "rocm"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("pcls: --device rocm: jax has no such device here (")
+
+
+def test_a_plan_for_tpus_without_libtpu_names_the_extra():
+    if importlib.util.find_spec("libtpu"):
+        pytest.skip("libtpu is installed")
+    # In a process of its own: the environment is made ready for libtpu before it is looked for.
+    done = subprocess.run(
+        [sys.executable, "-m", "pcls", "plan", "digits_rnn", "--topology", "v5e:2x2"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "pcls: topology v5e:2x2 needs libtpu, which is not installed; pip install 'pcls[tpu]'\n"
+    )
 
 
 def test_weights_of_another_model_are_refused(finished_run, tmp_path, capsys):

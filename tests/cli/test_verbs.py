@@ -19,6 +19,8 @@ VERBS = [
     ["eval"],
     ["predict"],
     ["report"],
+    ["plan"],
+    ["bench"],
     ["demo"],
     ["config", "show"],
     ["config", "diff"],

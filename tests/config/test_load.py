@@ -264,7 +264,10 @@ def test_a_dumped_recipe_loads_as_the_same_recipe(load, overrides):
             "train: {duration: '10'}\n",
             "train.duration is \"10\" (text); a duration such as '10 epochs' or '600 steps' is needed",
         ),
-        ("mesh: 8\n", "mine.yaml:1: mesh is 8 (number); a section with the keys data, fsdp is needed"),
+        (
+            "mesh: 8\n",
+            "mine.yaml:1: mesh is 8 (number); a section with the keys data, fsdp, model, sharding, rules is needed",
+        ),
         ("run:\n", "mine.yaml:1: run is None (nothing); a section with the keys dir is needed"),
         (
             "mesh: {data: 0}\n",
@@ -307,6 +310,74 @@ def test_a_dumped_recipe_loads_as_the_same_recipe(load, overrides):
 )
 def test_a_wrong_recipe_is_refused_in_one_line_that_says_where_and_what_is_allowed(complaint, text, message):
     assert message in complaint(text)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("model: {dropout: 1}", "model.dropout is 1 (number); a finite number >= 0 and < 1 is needed"),
+        ("model: {drop_path: -0.1}", "model.drop_path is -0.1 (number); a finite number >= 0 and < 1 is needed"),
+        ("model: {remat: inputs}", 'model.remat is "inputs" (text); a list is needed'),
+        (
+            "model: {remat: [none, all]}",
+            "model.remat.1 is \"all\" (text); Input should be 'none', 'products' or 'inputs'",
+        ),
+        ("batch_norm: {over: shard}", 'batch_norm.over is "shard" (text); one of global, groups, per_shard is needed'),
+        (
+            "batch_norm: {over: groups}",
+            "batch_norm.group_size is 0 (number); groups need a size of 1 or more, such as 32",
+        ),
+        ("batch_norm: {group_size: 32}", "batch_norm.group_size has an effect with batch_norm.over=groups only"),
+        (
+            "batch_norm: {over: per_shard, group_size: 32}",
+            "batch_norm.group_size has an effect with batch_norm.over=groups only",
+        ),
+        ("batch_norm: {momentum: 1}", "batch_norm.momentum is 1 (number); a finite number >= 0 and < 1 is needed"),
+        ("train: {accumulate: 0}", "train.accumulate is 0 (number); a whole number >= 1 and <= 65536 is needed"),
+        (
+            "train: {accumulate: 3, batch_size: 32}",
+            "train.accumulate is 3 and does not divide train.batch_size=32",
+        ),
+        ("train: {loss: hinge}", 'train.loss is "hinge" (text); one of softmax, sigmoid is needed'),
+        (
+            "train: {label_smoothing: 1}",
+            "train.label_smoothing is 1 (number); a finite number >= 0 and < 1 is needed",
+        ),
+        ("train: {sam_rho: -1}", "train.sam_rho is -1 (number); a finite number >= 0 is needed"),
+        ("train: {ema_decay: 1}", "train.ema_decay is 1 (number); a finite number >= 0 and < 1 is needed"),
+        (
+            "train: {steps_per_dispatch: -1}",
+            "train.steps_per_dispatch is -1 (number); a whole number >= 0 and <= 65536 is needed",
+        ),
+        ("mesh: {fsdp: 0}", "mesh.fsdp is 0 (number); a whole number >= 1 is needed"),
+        ("mesh: {model: -1}", "mesh.model is -1 (number); a whole number >= 1 is needed"),
+        (
+            "mesh: {sharding: zero3}",
+            'mesh.sharding is "zero3" (text); one of auto, replicated, zero1, fsdp is needed',
+        ),
+        (
+            "mesh: {sharding: fsdp, rules: [{match: '.*'}]}",
+            "mesh.sharding fsdp has no effect beside mesh.rules; write auto or zero1",
+        ),
+        (
+            "mesh: {sharding: zero1, fsdp: 2}",
+            "mesh.fsdp has no effect with mesh.sharding=zero1; write auto or fsdp",
+        ),
+        (
+            "mesh: {rules: [{match: '(', over: [fsdp]}]}",
+            'mesh.rules.0.match is "(" (text); a regular expression is needed '
+            "(missing ), unterminated subpattern at position 0)",
+        ),
+        (
+            "mesh: {rules: [{match: '.*', over: [data]}]}",
+            "mesh.rules.0.over.0 is \"data\" (text); Input should be 'fsdp' or 'model'",
+        ),
+        ("mesh: {rules: [{match: ''}]}", 'mesh.rules.0.match is "" (text); String should have at least 1 character'),
+        ("mesh: {rules: [{over: [fsdp]}]}", "mesh.rules.0.match is missing; it has no default"),
+    ],
+)
+def test_a_section_that_cannot_be_meant_is_refused(complaint, section, message):
+    assert complaint(section).startswith(f"mine.yaml:1: {message}")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """A recipe's data section, opened: who is trained on, who is evaluated on, and whose statistics count."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from pcls.config.schema import DataSection
-from pcls.data.dataset import data_settings, open_dataset
+from pcls.data.dataset import data_settings, described_preprocessing, open_dataset
 from pcls.data.preprocessing import IMAGENET_MEAN, Preprocessing
 from pcls.errors import UserError
 
@@ -137,6 +140,50 @@ def test_the_preprocessing_of_pretrained_weights_holds():
     assert dataset.train.read(np.arange(2), given, None).images.shape == (2, 16, 12, 3)
 
 
+def test_files_are_cropped_as_the_recipe_says(write_images):
+    root = str(write_images({"a/1.png": 1, "a/2.png": 1, "b/1.png": 1, "b/2.png": 1}))
+    options = {"source": "folder", "path": root, "validation": 0.5, "image_size": 4}
+    assert open_dataset(DataSection(**options, crop_pct=1.0)).preprocessing.crop_pct == 1.0
+    assert open_dataset(DataSection(**options)).preprocessing.crop_pct == 0.875
+
+
+def test_the_share_that_a_crop_keeps_is_that_of_the_pixels(write_images):
+    """A picture whose left quarter is white: a crop of half its side sees nothing of it."""
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:, :16] = 255
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG")
+    files = {f"{name}/{number}.png": stream.getvalue() for name in "ab" for number in range(2)}
+    root = str(write_images(files))
+    white = {}
+    for share in (1.0, 0.75, 0.5):
+        section = DataSection(source="folder", path=root, validation=0.5, image_size=32, crop_pct=share)
+        dataset = open_dataset(section)
+        images = dataset.evaluation.read(np.arange(1), dataset.preprocessing, None).images
+        white[share] = float((images[0, :, :, 0] > 127).mean())
+    # A quarter of the picture; an eighth of 48 pixels is a sixth less: (16 - 8) / 48.
+    assert white == pytest.approx({1.0: 1 / 4, 0.75: 1 / 6, 0.5: 0}, abs=1 / 32)
+
+
+def test_files_are_described_without_being_opened():
+    section = DataSection(source="folder", path="no/such", image_size=64, channels=1, crop_pct=0.9)
+    found = described_preprocessing(section)
+    assert (found.height, found.width, found.channels, found.crop_pct) == (64, 64, 1, 0.9)
+    assert described_preprocessing(DataSection(source="tfds:cifar10")).height == 224
+    assert described_preprocessing(DataSection()) is None
+
+
+def test_a_description_is_what_opening_finds(write_images):
+    root = str(write_images({"a/1.png": 1, "a/2.png": 1, "b/1.png": 1, "b/2.png": 1}))
+    section = DataSection(source="folder", path=root, validation=0.5, image_size=32)
+    assert described_preprocessing(section) == open_dataset(section).preprocessing
+
+
+def test_numbers_that_are_as_expected_are_fine():
+    open_dataset(DataSection(expect_classes=10, expect_records=1438))
+    open_dataset(DataSection(classes=(3, 8), per_class=5, expect_classes=2, expect_records=10))
+
+
 # What is refused
 
 
@@ -150,6 +197,16 @@ def test_the_preprocessing_of_pretrained_weights_holds():
         ({"classes": (1, 10)}, "data.classes names class 10; digits has 0 to 9"),
         ({"classes": (1, 2, 1)}, "data.classes names a class twice: 1, 2, 1"),
         ({"classes": (3,)}, "digits: only one class; a classifier needs two or more"),
+        ({"crop_pct": 0.9}, "data.crop_pct has no effect with digits, whose images are kept whole; leave it out"),
+        (
+            {"expect_classes": 1000},
+            "data.expect_classes is 1,000 and there are 10 classes; check the source, or correct the number",
+        ),
+        (
+            {"expect_records": 1797},
+            "data.expect_records is 1,797 and there are 1,438 training records; "
+            "check the source, or correct the number",
+        ),
         ({"per_class": 1000}, "digits : too few images to hold any out for evaluation; add images"),
     ],
 )

@@ -106,6 +106,30 @@ def test_the_rows_of_any_split_into_processes_make_up_the_global_batch():
                 assert np.array_equal(joined, getattr(batch, name)[np.concatenate(parts)])
 
 
+def test_each_step_has_the_image_size_that_it_is_told():
+    class Sized(Numbers):
+        def read(self, records, preprocessing, rng):
+            images = np.zeros((len(records), preprocessing.height, preprocessing.width, 1), np.uint8)
+            return Records(images, self.labels[records], np.ones(len(records), bool))
+
+    def size_at(step):
+        return 4 if step < 3 else 7
+
+    for steps, workers in ((range(6), 3), (range(6), 0), (range(2, 6), 2)):
+        options = {"batch_size": 8, "rows": np.arange(8), "seed": 5, "random_crop": False, "steps": steps}
+        with training_batches(Sized(), PREPROCESSING, workers=workers, size_at=size_at, **options) as batches:
+            found = [batch.image.shape for batch in batches]
+        assert found == [(8, size_at(step), size_at(step), 1) for step in steps]
+
+
+def test_the_image_size_changes_neither_records_nor_crops():
+    whole = train(Numbers(), range(6))
+    options = {"batch_size": 8, "rows": np.arange(8), "seed": 5, "random_crop": True, "steps": range(6)}
+    with training_batches(Numbers(), PREPROCESSING, workers=2, size_at=lambda step: 2 + step, **options) as batches:
+        # `Numbers` has one size only, whatever it is asked for.
+        assert_same(list(batches), whole)
+
+
 def test_crops_differ_between_epochs_and_between_seeds():
     def crops(seed: int, epoch: int) -> dict[int, int]:
         batches = train(Numbers(), range(10), seed=seed)  # 80 places: two epochs and a bit

@@ -15,6 +15,8 @@ from pcls.models.registry import MODELS, customary_model, define_model, model_en
 from pcls.models.resnet import BasicBlock, Bottleneck, ResNet
 from pcls.nn.dropout import Dropout
 from pcls.nn.module import ModelDef
+from pcls.nn.platform import compiling_for
+from pcls.nn.pooling import max_pool_3x3_stride_2
 from pcls.nn.training import TrainingPass
 
 # The counts of Keras' tutorial, of the formula 28*32 + 32*32 + 32 + 32*10 + 10, of torchvision and timm, and of the
@@ -194,6 +196,47 @@ def test_a_training_pass_gives_finite_logits_that_differ_and_statistics_of_every
     assert np.asarray(logits).std(0).min() > 1e-3
     assert set(found) == set(definition.stats)
     assert not any(np.array_equal(found[path], stats[path]) for path in stats)
+
+
+def test_the_stem_is_normalisation_then_relu_then_pooling_whatever_the_sign_of_a_scale():
+    model = thin("basic")
+    params, stats = some_weights(model)
+    params["bn1/scale"] = np.float32([1, -2, 0, 0.5])
+    network = nnx.merge(model.graph, _tree(params), _tree(stats))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 8, 8, 4)), jnp.float32)
+    for training in (None, TrainingPass(), TrainingPass(group_size=2)):
+        plain = max_pool_3x3_stride_2(nnx.relu(network.bn1(x, training)))
+        np.testing.assert_allclose(network._stem(x, training), plain, rtol=1e-5, atol=1e-6)
+
+
+def _tree(arrays):
+    """Flat paths as nested dicts, with numbers for the children of lists."""
+    return nnx.from_flat_state(
+        [(tuple(int(p) if p.isdecimal() else p for p in path.split("/")), jnp.asarray(a)) for path, a in arrays.items()]
+    )
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_bottlenecks_compute_the_same_in_the_way_of_a_tpu(group_size):
+    model = thin("bottlenecks")
+    params, stats = some_weights(model)
+    # Large enough for variances of more than two numbers in the last stage.
+    images = images_of(3, 64, batch=8)
+    training = TrainingPass(group_size=group_size, group_a_device=True)
+
+    def gradient(platform):
+        def loss(params):
+            with compiling_for(platform):
+                logits, found = model.apply(params, stats, images, training)
+            return jnp.sum(logits**2), (logits, found)
+
+        return jax.grad(loss, has_aux=True)
+
+    found, expected = (jax.jit(gradient(platform))(params) for platform in ("tpu", "cpu"))
+    # Gradients of what normalisation cancels are noise around 0: they are measured by the largest.
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected[0]))
+    for some, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(some, other, rtol=1e-3, atol=1e-5 * largest)
 
 
 def test_resnet18_has_a_mean_and_a_variance_for_each_of_its_20_convolutions():

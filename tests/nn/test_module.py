@@ -68,7 +68,9 @@ def test_the_statistics_after_training_are_the_batchs_own_and_after_predicting_t
     _, some = definition.apply(params, stats, x, TrainingPass())
     _, same = definition.apply(params, {path: stat + 7 for path, stat in stats.items()}, x, TrainingPass())
     _, kept = definition.apply(params, stats, x)
-    assert all(np.array_equal(some[path], same[path]) for path in stats)
+    for path in stats:
+        # But for rounding: the sums are taken around the running mean.
+        np.testing.assert_allclose(some[path], same[path], rtol=1e-3, atol=1e-5)
     assert all(np.array_equal(kept[path], stats[path]) for path in stats)
 
 

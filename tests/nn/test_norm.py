@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from pcls.nn.module import ModelDef
 from pcls.nn.norm import BatchNorm
@@ -124,6 +125,49 @@ def test_the_gradient_is_that_of_a_plain_formula(group_size):
         return jnp.sum(y.reshape(SHAPE) * WEIGHTS)
 
     assert_close(all_of(PARAMS, X, group_size)["grads"], jax.jit(jax.grad(plain, (0, 1)))(PARAMS, X), 1e-4)
+
+
+# Over a 1 x 1 convolution
+
+INPUTS = 3
+Z = np.random.default_rng(3).normal(size=(EXAMPLES, 3, 2, INPUTS)).astype(np.float32) + 1
+KERNEL = np.random.default_rng(4).normal(size=(INPUTS, CHANNELS)).astype(np.float32)
+
+
+@partial(jax.jit, static_argnames=("group_size", "fused"))
+def pointwise(params, kernel, z, group_size, *, fused):
+    """Output, statistics and gradients, of one operation or of the two layers."""
+    training = TrainingPass(group_size=group_size)
+
+    def loss(params, kernel, z):
+        layer = nnx.merge(DEFINITION.graph, params, STATS)
+        if fused:
+            y = layer.of_pointwise(z, kernel, training)
+        else:
+            product = jnp.einsum("bhwi,io->bhwo", z, kernel.astype(z.dtype), preferred_element_type=jnp.float32)
+            y = layer(product, training).astype(z.dtype)
+        return jnp.sum(y.astype(jnp.float32) * WEIGHTS), (y, layer.mean[...], layer.var[...])
+
+    grads, (y, mean, var) = jax.grad(loss, (0, 1, 2), has_aux=True)(params, kernel, z)
+    return {"y": y, "mean": mean, "var": var, "grads": grads}
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_over_a_pointwise_convolution_it_is_that_of_its_output(group_size):
+    found, expected = (pointwise(PARAMS, KERNEL, Z, group_size, fused=fused) for fused in (True, False))
+    assert_close(found, expected, 2e-5)
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_over_a_pointwise_convolution_in_bfloat16_it_differs_by_rounding_only(group_size):
+    z = jnp.asarray(Z, jnp.bfloat16)
+    found, expected = (pointwise(PARAMS, KERNEL, z, group_size, fused=fused) for fused in (True, False))
+    assert found["y"].dtype == jnp.bfloat16
+    assert_close(
+        jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), found),
+        jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), expected),
+        2**-6,
+    )
 
 
 # Devices

@@ -1,12 +1,19 @@
 import csv
+import importlib
+import importlib.machinery
+import importlib.metadata
 import json
+import re
 import struct
+import sys
 import time
+import types
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from pcls.observe.sinks import COLUMNS, MetricFiles, read_metrics
+from pcls.errors import UserError
+from pcls.observe.sinks import COLUMNS, MetricFiles, Wandb, read_metrics, require_wandb
 
 
 def train_row(step, **more):
@@ -119,3 +126,109 @@ def test_a_run_that_tells_nothing_leaves_no_event_file(tmp_path):
 
 def test_a_folder_without_metrics_has_no_rows(tmp_path):
     assert read_metrics(tmp_path) == []
+
+
+def test_goodput_and_mfu_have_their_columns(tmp_path):
+    row = {"kind": "goodput", "step": 3, "seconds": 2.5, "goodput": 0.5, "lost_to_compile": 1.25, "lost_to_idle": 0.0}
+    written(tmp_path, [train_row(1, mfu=0.25), row])
+    first, second = csv_rows(tmp_path)
+    assert (first["mfu"], first["goodput"]) == ("0.25", "")
+    assert [second[name] for name in ("kind", "seconds", "goodput", "lost_to_compile", "lost_to_idle", "loss")] == [
+        "goodput",
+        "2.5",
+        "0.5",
+        "1.25",
+        "0.0",
+        "",
+    ]
+    assert scalars(tmp_path)["goodput/lost_to_compile", 3] == 1.25
+
+
+# Weights & Biases
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A module in place of the package, which keeps what it is told."""
+    module = types.ModuleType("wandb")
+    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None, origin="made up")
+    module.errors = types.SimpleNamespace(Error=type("Error", (Exception,), {}))
+    module.started, module.rows, module.finished, module.refusal = [], [], 0, None
+
+    class Run:
+        def log(self, values, step):
+            module.rows.append((step, values))
+
+        def finish(self):
+            module.finished += 1
+
+    def init(**settings):
+        if module.refusal:
+            raise module.refusal
+        module.started.append(settings)
+        return Run()
+
+    module.init = init
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def test_wandb_gets_the_recipe_and_every_row(wandb, tmp_path):
+    folder = tmp_path / "first"
+    folder.mkdir()
+    sink = Wandb("digits", folder, {"optimizer.lr": 0.1})
+    sink.write(train_row(1))
+    sink.write(eval_row(1))
+    sink.close()
+    (started,) = wandb.started
+    assert {name: started[name] for name in ("project", "name", "dir", "config", "resume")} == {
+        "project": "digits",
+        "name": "first",
+        "dir": str(folder),
+        "config": {"optimizer.lr": 0.1},
+        "resume": "allow",
+    }
+    assert [step for step, _ in wandb.rows] == [1, 1]
+    assert wandb.rows[0][1] == {"train/epoch": 1 / 8, "train/loss": 1.0, "train/accuracy": 0.5, "train/lr": 1e-3}
+    assert wandb.rows[1][1]["eval/top1"] == 0.75
+    assert wandb.finished == 1
+
+
+def test_a_resumed_run_goes_on_in_wandb_and_one_of_the_same_name_elsewhere_does_not(wandb, tmp_path):
+    for place in ("here/run", "here/run", "there/run"):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        Wandb("digits", tmp_path / place, {})
+    first, resumed, other = (started["id"] for started in wandb.started)
+    assert first == resumed != other
+    # What wandb allows in one.
+    assert re.fullmatch(r"[\w-]{1,64}", first)
+
+
+def test_a_wandb_that_refuses_is_the_users_to_mend(wandb, tmp_path):
+    for refusal in (wandb.errors.Error("No API key configured."), OSError("disk")):
+        wandb.refusal = refusal
+        with pytest.raises(UserError, match=r"observe\.wandb: .*; leave it empty, or set WANDB_MODE=offline"):
+            Wandb("digits", tmp_path, {})
+
+
+@pytest.mark.parametrize("folder_of_runs", [False, True])
+def test_a_missing_wandb_says_what_to_install(folder_of_runs, tmp_path, monkeypatch):
+    if importlib.metadata.packages_distributions().get("wandb"):
+        pytest.skip("wandb is installed")
+    if folder_of_runs:
+        # Python takes any folder for a package.
+        (tmp_path / "wandb").mkdir()
+        monkeypatch.syspath_prepend(tmp_path)
+        importlib.invalidate_caches()
+    with pytest.raises(UserError, match=r"needs the package wandb: pip install 'pcls\[wandb\]'"):
+        require_wandb()
+
+
+def test_wandb_itself_takes_the_rows(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", exc_type=ImportError)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    sink = Wandb("digits", tmp_path, {"optimizer.lr": 0.1})
+    sink.write(train_row(1, loss=float("nan")))
+    sink.write(eval_row(2))
+    sink.close()
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))) == 1

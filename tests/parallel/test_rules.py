@@ -29,7 +29,8 @@ PATHS = ["stem/kernel", "stages/0/conv/kernel", "stages/1/conv/kernel", "head/ke
         ((64, 64), ("fsdp",), P("fsdp", None)),
         ((512, 1001), ("fsdp",), P("fsdp", None)),
         ((3, 5, 7), ("fsdp",), P(None, None, None)),
-        ((4,), ("fsdp",), P("fsdp")),
+        # Vectors stay whole, but for their channels.
+        ((64,), ("data", "fsdp"), P(None)),
         # Channels are the last dimension, and only that.
         ((3, 3, 64, 128), ("model",), P(None, None, None, "model")),
         ((512, 1001), ("model",), P(None, None)),
@@ -76,7 +77,9 @@ def test_every_split_divides_uses_an_axis_once_and_takes_the_largest_dimension(s
     assert len(split) <= 1
     for size, axes in split:
         assert size == max(other for other in rest if other % math.prod(sizes[axis] for axis in axes) == 0)
-    if not split:
+    if len(shape) == 1:
+        assert not split
+    elif not split:
         # No axis alone would have divided anything.
         others = [sizes[axis] for axis in over if axis != "model" and sizes[axis] > 1]
         assert not any(size % count == 0 for size in rest for count in others)

@@ -97,7 +97,7 @@ def test_a_batch_beyond_what_is_of_interest_that_does_not_fit_is_searched_below(
 
 def test_a_line_that_a_failure_contradicts_is_not_followed():
     """Each answer below promises that the limit is far away; memory ends at 1000 without a word."""
-    found, asked = searched(64, 1, lambda size: size * 1000 if size <= 1000 else 2 * LIMIT, tells=False, most=10**6)
+    found, asked = searched(64, 1, lambda size: size * 1000 if size <= 1000 else 2 * LIMIT, tells=False, most=2**15)
     assert 938 <= found <= 1000
     assert len(asked) <= 12
 
@@ -125,7 +125,7 @@ def test_a_plan_for_cpus_counts_everything_and_predicts_nothing(plan):
 
 def test_the_state_in_a_plan_is_split_as_it_is_trained(plan):
     parts = {part.name: part for part in plan.state}
-    assert (parts["parameters"].bytes, parts["parameters"].split) == (4 * 1706 - 4 * 0, 0)
+    assert (parts["parameters"].bytes, parts["parameters"].split) == (4 * 1706, 0)
     assert parts["optimizer"].bytes_per_device < parts["optimizer"].bytes / 4
 
 
@@ -146,11 +146,13 @@ def too_large(batch_size, most, used="5.00G"):
 
 
 def with_memory_for(monkeypatch, most):
-    real = planning.compiled_step
+    """A compiler that gives up above a batch size, and below it knows one program only."""
+    real, made = planning.compiled_step, []
 
     def compiled_step(program, records):
         too_large(program.plan.batch_size, most)
-        return real(program, records)
+        made.extend([] if made else [real(program, records)])
+        return made[0]
 
     monkeypatch.setattr(planning, "compiled_step", compiled_step)
 
@@ -186,7 +188,8 @@ def test_a_step_that_does_not_fit_has_no_prediction_but_the_batch_that_would(chi
     assert plan.largest_batch == 40
 
 
-def test_a_warm_up_in_steps_does_not_end_the_search_for_larger_batches(chip):
+def test_a_warm_up_in_steps_does_not_end_the_search_for_larger_batches(chip, monkeypatch):
+    with_memory_for(monkeypatch, 10**6)
     settings = TINY | {"train.duration": "1 epochs", "optimizer.warmup": "40 steps"}
     plan = plan_recipe(load_recipe("digits_rnn", settings), "cpu-8", say=lambda text: None)
     # A whole epoch would be one step, which 40 steps of warm-up do not fit into.
@@ -281,8 +284,8 @@ def test_libtpu_compiles_for_chips_that_are_not_here_and_says_what_does_not_fit(
     assert (found["chip"], found["fits"], found["bound"]) == ("TPU v6e", True, "memory")
     assert found["limit_bytes"] == 32 * GIB
     assert 10**5 < found["images_per_second"][0] < found["images_per_second"][1] < 10**9
-    # 28 steps of a network of 64 units on 28 pixels, forward and twice back; the two micro-batches together.
-    assert found["flops_per_image"] == pytest.approx(3 * 2 * 28 * 64 * (28 + 64), rel=1.0)
+    # All but the 28 steps of the loop over the rows, and both micro-batches: 85,000 if only one were counted.
+    assert 150_000 < found["flops_per_image"] < 3 * 2 * (28 * (28 * 32 + 32 * 32) + 32 * 10)
     done = run_plan("digits_rnn", "train.batch_size=16777216", "--topology", "v6e:1x1", "--quick")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(

@@ -48,8 +48,15 @@ def test_the_saved_environment_names_versions_and_devices(finished_run):
 
 def test_the_metric_rows_follow_the_recipe(finished_run):
     rows = read_metrics(finished_run)
-    assert [(row["kind"], row["step"]) for row in rows] == [("eval", 6), ("train", 10), ("train", 12), ("eval", 12)]
-    train = rows[1]
+    assert [(row["kind"], row["step"]) for row in rows] == [
+        ("eval", 6),
+        ("goodput", 6),
+        ("train", 10),
+        ("train", 12),
+        ("eval", 12),
+        ("goodput", 12),
+    ]
+    train = rows[2]
     assert train["epoch"] == 10 * 32 / 1438
     # 3e-3, a cosine over 12 steps, after 9 finished ones.
     assert train["lr"] == pytest.approx(3e-3 * (1 + math.cos(math.pi * 9 / 12)) / 2, rel=1e-6)
@@ -60,6 +67,20 @@ def test_the_metric_rows_follow_the_recipe(finished_run):
         assert [(row["kind"], int(row["step"])) for row in csv.DictReader(file)] == [
             (row["kind"], row["step"]) for row in rows
         ]
+
+
+def test_images_on_the_devices_and_four_steps_a_dispatch_train_the_same(finished_run, tiny, tmp_path, final_state):
+    path = tmp_path / "run"
+    pcls.train("digits_cnn", tiny | {"run.dir": str(path), "data.on_device": True, "train.steps_per_dispatch": 4})
+    found, expected = final_state(path), final_state(finished_run)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    rows, others = ([row for row in read_metrics(run) if row["kind"] == "eval"] for run in (path, finished_run))
+    assert [row["step"] for row in rows] == [row["step"] for row in others] == [6, 12]
+    assert [row["top1"] for row in rows] == [row["top1"] for row in others]
+    # Steps 9 to 12 are one dispatch, which passes over the row of step 10.
+    assert [row["step"] for row in read_metrics(path) if row["kind"] == "train"] == [12]
 
 
 def test_the_kept_evaluation_counts_every_held_out_record_once(finished_run):
