@@ -10,7 +10,7 @@ STAMP = $(VENV)/.pcls-installed
 PEERS_STAMP = $(PEERS_VENV)/.pcls-installed
 TPU_STAMP = $(TPU_VENV)/.pcls-installed
 
-.PHONY: help demo test test-peers test-tpu lint format types bench constraints clean
+.PHONY: help demo test test-peers test-tpu lint format types bench plans constraints clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,7 +39,11 @@ types: $(STAMP)  ## mypy over pcls/
 	$(VENV)/bin/mypy
 
 bench: $(PEERS_STAMP)  ## every benchmark, beside its peer; appends to benchmarks/LEDGER.md
-	@set -e; for program in benchmarks/[!_]*.py; do echo "== $$program"; $(PEERS_VENV)/bin/python "$$program"; done
+	@set -e; for program in $(filter-out benchmarks/plans.py, $(wildcard benchmarks/[!_]*.py)); do \
+	    echo "== $$program"; $(PEERS_VENV)/bin/python "$$program"; done
+
+plans: $(TPU_STAMP)  ## plans of the large recipes for a TPU slice each, into docs/plans.md and the ledger
+	$(TPU_VENV)/bin/python benchmarks/plans.py
 
 constraints:  ## pin the newest versions for this PYTHON in constraints/
 	@$(check-python)
