@@ -101,7 +101,9 @@ def test_the_recipes_that_scripts_rely_on_are_there() -> None:
 
 def test_a_twin_changes_sizes_and_not_what_is_done() -> None:
     """Each twin keeps its recipe's model, optimizer, schedule, loss, precision, augmentation and layout."""
-    kept = re.compile(r"augment\.|model\.|optimizer\.(?!warmup$)|train\.(loss|precision|ema|label)|mesh\.|batch_norm\.over|on_dev")
+    kept = re.compile(
+        r"augment\.|model\.|optimizer\.(?!warmup$)|train\.(loss|precision|ema|label)|mesh\.|batch_norm\.over|on_dev"
+    )
     for name, overrides in TWINS.items():
         whole, twin = flat_recipe(load_recipe(name)), flat_recipe(load_recipe(name, [*TINY, *overrides]))
         assert {key for key in whole if whole[key] != twin[key] and kept.search(key)} == set()

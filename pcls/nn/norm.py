@@ -111,9 +111,14 @@ def batch_moments(x: Array, near: Array, groups: int) -> tuple[Array, Array]:
 
 def affine(x: Array, gain: Array, shift: Array) -> Array:
     """x * gain + shift in float32, then x's type; gain and shift are [groups, channels] over runs of examples."""
-    values = _grouped(x, gain.shape[0]).astype(jnp.float32)
-    gain, shift = (per_group.reshape(-1, *(1,) * (x.ndim - 1), x.shape[-1]) for per_group in (gain, shift))
-    return (values * gain + shift).astype(x.dtype).reshape(x.shape)
+    # By example, not by a dimension of groups: that one would part the convolution from what follows it.
+    return (x.astype(jnp.float32) * _rows(gain, x) + _rows(shift, x)).astype(x.dtype)
+
+
+def _rows(values: Array, x: Array) -> Array:
+    """[groups, channels] to [batch, 1, ..., 1, channels]."""
+    rows = jnp.repeat(values, x.shape[0] // values.shape[0], 0)
+    return rows.reshape(x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -179,12 +184,15 @@ def _pointwise_backward(
         + jnp.matmul(second, exact, precision=_EXACT) * slope[:, None]
         + total[:, :, None] * offset[:, None]
     )
-    back = (exact * gain[:, None]).astype(x.dtype).swapaxes(1, 2)
     through_z = jnp.matmul(exact * slope[:, None], exact.T, precision=_EXACT).astype(x.dtype)
-    x_grads = _grouped(_pointwise(grads, back).astype(x.dtype), groups).astype(jnp.float32)
-    x_grads += _grouped(_pointwise(x, through_z).astype(x.dtype), groups).astype(jnp.float32)
-    x_grads += _per_group(jnp.matmul(offset, exact.T, precision=_EXACT))
-    return x_grads.astype(x.dtype).reshape(x.shape), kernel_grads.sum(0), scale_grads.sum(0), bias_grads.sum(0)
+    if groups == 1:
+        direct = _pointwise(grads, (exact * gain[0]).T.astype(x.dtype))
+    else:
+        direct = _pointwise((grads.astype(jnp.float32) * _rows(gain, grads)).astype(x.dtype), exact.T.astype(x.dtype))
+    # Both products rounded: whichever the compiler writes out before the sum, it writes no float32.
+    x_grads = direct.astype(x.dtype).astype(jnp.float32) + _pointwise(x, through_z).astype(x.dtype).astype(jnp.float32)
+    x_grads += _rows(jnp.matmul(offset, exact.T, precision=_EXACT), x)
+    return x_grads.astype(x.dtype), kernel_grads.sum(0), scale_grads.sum(0), bias_grads.sum(0)
 
 
 pointwise_batch_norm.defvjp(_pointwise_forward, _pointwise_backward)
@@ -203,16 +211,15 @@ def _pointwise(x: Array, weights: Array) -> Array:
 
 def _over_positions(x: Array, y: Array, groups: int) -> Array:
     """Sums of x' y over examples and positions of every group, [groups, x's channels, y's channels], float32."""
+    multiply = functools.partial(
+        lax.dot_general,
+        precision=_EXACT if x.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
     if groups == 1:
-        whole = (((0, 1, 2), (0, 1, 2)), ((), ()))
-        return lax.dot_general(x, y, whole, preferred_element_type=jnp.float32)[None]
-    by_group = (((1, 2, 3), (1, 2, 3)), ((0,), (0,)))
-    return lax.dot_general(_grouped(x, groups), _grouped(y, groups), by_group, preferred_element_type=jnp.float32)
+        return multiply(x, y, (((0, 1, 2), (0, 1, 2)), ((), ())))[None]
+    return multiply(_grouped(x, groups), _grouped(y, groups), (((1, 2, 3), (1, 2, 3)), ((0,), (0,))))
 
 
 def _grouped(x: Array, groups: int) -> Array:
     return x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
-
-
-def _per_group(values: Array) -> Array:
-    return values[:, None, None, None]

@@ -43,7 +43,9 @@ def make_mesh(data: int, fsdp: int = 1, model: int = 1, devices: Sequence[jax.De
 
 def _arranged(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
     """Devices in the order that suits their network."""
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # A GPU's slice is its host, and any shape may cross hosts.
+    gpus = devices[0].platform in ("gpu", "cuda", "rocm")
+    slices = 1 if gpus else len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     rows, fsdp, model = shape

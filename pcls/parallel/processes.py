@@ -59,7 +59,9 @@ def _check_meeting(coordinator: str, processes: int, index: int) -> None:
     """UserError for what jax dies of."""
     port = re.fullmatch(r"[^\s/]+:(\d{1,5})", coordinator)
     if port is None or not 1 <= int(port[1]) <= 65535:
-        raise UserError(f"--coordinator {coordinator!r}: host:port of process 0 is needed, as in 10.0.0.1:4242, or auto")
+        raise UserError(
+            f"--coordinator {coordinator!r}: host:port of process 0 is needed, as in 10.0.0.1:4242, or auto"
+        )
     if index >= processes:
         raise UserError(f"--process is {index}; of --processes={processes} they are 0 to {processes - 1}")
 

@@ -70,5 +70,7 @@ def test_steps_of_the_run_can_be_traced(steps):
 
 @pytest.mark.parametrize(("steps", "first"), [(range(13, 20), 1), (range(2, 5), 5)])
 def test_steps_that_the_run_has_not_are_refused(steps, first):
-    with pytest.raises(UserError, match=f"profile: steps {steps.start} to {steps.stop - 1} are not among .* {first} to 12"):
+    with pytest.raises(
+        UserError, match=f"profile: steps {steps.start} to {steps.stop - 1} are not among .* {first} to 12"
+    ):
         check_steps(steps, first, 12)

@@ -70,6 +70,11 @@ def test_slices_lie_along_the_data_axis_and_no_other():
     assert len(set(mesh.devices.ravel())) == 8
 
 
+def test_hosts_of_gpus_are_no_slices():
+    gpus = [ChipOfASlice(number, slice_index=number // 4, platform="gpu") for number in range(8)]
+    assert make_mesh(1, 8, devices=gpus).devices.shape == (1, 8, 1)
+
+
 @pytest.mark.parametrize(("axes", "rows"), [((-1, 4, 2), 1), ((-1, 8, 1), 1), ((3, 2, 2), 3)])
 def test_slices_that_do_not_divide_the_data_axis_are_refused(axes, rows):
     count = rows * axes[1] * axes[2]

@@ -165,9 +165,7 @@ def test_a_plan_for_documented_chips_predicts_what_the_roofline_says(chip):
     assert plan.attempt.limit == 400_000
     slow, fast = plan.prediction.images_per_second
     assert plan.prediction.memory_seconds == plan.attempt.costs.bytes_accessed / chip.hbm_bandwidth
-    longest = max(
-        getattr(plan.prediction, f"{name}_seconds") for name in ("compute", "memory", "network")
-    )
+    longest = max(getattr(plan.prediction, f"{name}_seconds") for name in ("compute", "memory", "network"))
     assert fast == pytest.approx(32 / longest)
     assert 0 < slow < fast
 
@@ -278,7 +276,9 @@ def test_the_verb_asks_for_its_own_devices_and_prints_json_alone():
 
 @pytest.mark.tpu
 def test_libtpu_compiles_for_chips_that_are_not_here_and_says_what_does_not_fit():
-    done = run_plan("digits_rnn", "train.batch_size=256", "train.accumulate=2", "--topology", "v6e:1x1", "--quick", "--json")
+    done = run_plan(
+        "digits_rnn", "train.batch_size=256", "train.accumulate=2", "--topology", "v6e:1x1", "--quick", "--json"
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["chip"], found["fits"], found["bound"]) == ("TPU v6e", True, "memory")

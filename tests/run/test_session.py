@@ -1,6 +1,5 @@
 """What a run keeps beside its checkpoints: where the time went, traces, the parameter table, statistics taken anew."""
 
-
 import csv
 import importlib.metadata
 import time
