@@ -34,14 +34,13 @@ def join(coordinator: str, processes: int, index: int, *, timeout: int) -> None:
     if not detected:
         _check_meeting(coordinator, processes, index)
     address, count, own = (None, None, None) if detected else (coordinator, processes, index)
-    others = "other" if detected else f"{processes - 1} other"
     # jax would end the process at its own timeout by an abort with a stack trace, which no caller can catch.
     watchdog = threading.Timer(
         timeout,
         _give_up,
         (
-            f"the {others} processes did not meet this one at {coordinator} within {timeout} s; check that each was "
-            "started, with this address and its own --process, or give them longer: --join-timeout SECONDS",
+            f"not all processes met at {coordinator} within {timeout} s; check that each was started, with "
+            "this address and its own --process, or give them longer: --join-timeout SECONDS",
         ),
     )
     watchdog.daemon = True

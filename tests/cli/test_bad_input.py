@@ -397,9 +397,7 @@ def test_a_plan_for_tpus_without_libtpu_names_the_extra():
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "pcls: topology v5e:2x2 needs libtpu, which is not installed; pip install 'pcls[tpu]'\n"
-    )
+    assert done.stderr == ("pcls: topology v5e:2x2 needs libtpu, which is not installed; pip install 'pcls[tpu]'\n")
 
 
 def test_weights_of_another_model_are_refused(finished_run, tmp_path, capsys):

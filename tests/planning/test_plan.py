@@ -1,4 +1,4 @@
-"""What a recipe costs on devices that need not be here; the search for the largest batch, by compilers that are made up."""
+"""What a recipe costs on devices that need not be here; the search for the largest batch, by made-up compilers."""
 
 import json
 import os

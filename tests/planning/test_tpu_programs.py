@@ -46,10 +46,11 @@ def test_grouped_batch_norm_needs_two_all_reduces_a_step(zero1):
     assert zero1["all_reduces"] == 2
 
 
-def test_global_batch_norm_needs_two_more_for_each_layer():
+def test_global_batch_norm_needs_one_more_each_way_for_each_layer():
     layers = 20
     found = plan("--topology", "v6e:2x2", "batch_norm.over=global", "batch_norm.group_size=0")
-    assert 2 * layers <= found["all_reduces"] <= 4 * layers + 2
+    # A block's last layer and its shortcut's share theirs.
+    assert 1.5 * layers <= found["all_reduces"] <= 2 * layers + 2
 
 
 def test_zero1_gathers_each_updated_kernel_once_and_nothing_larger(zero1):

@@ -84,7 +84,7 @@ def test_a_stopped_run_and_its_resume_each_tell_of_their_own_time(tiny, tmp_path
 def test_a_run_that_fails_early_leaves_no_listener_behind(tiny, tmp_path, monkeypatch):
     closed = []
     monkeypatch.setattr("pcls.observe.goodput.Goodput.close", lambda self: closed.append(self))
-    with pytest.raises(UserError, match="train.batch_size is 30"):
+    with pytest.raises(UserError, match=r"train\.batch_size is 30"):
         pcls.train("digits_rnn", tiny | {"train.batch_size": 30, "run.dir": str(tmp_path / "run")})
     with pytest.raises(UserError, match="there is no run in this folder"):
         pcls.resume(tmp_path / "run")
