@@ -130,7 +130,7 @@ class Session:
         del row["eta"]
         row["lr"] = float(self._setup.schedule(row["step"] - 1))
         if self._image_share_of_peak is not None:
-            row["mfu"] = row["images_per_second"] * self._image_share_of_peak
+            row["mfu"] = row["images_per_second"] * self._image_share_of_peak * self._relative_area(row["step"])
         self._write(row)
 
     def finish(self, state: TrainState) -> TrainState:
@@ -221,6 +221,12 @@ class Session:
             workers=dataset.workers,
             size_at=self._size_at if recipe.data.progressive else None,
         )
+
+    def _relative_area(self, step: int) -> float:
+        """The area of a finished step's images to that of the largest: what their convolutions cost."""
+        if not self._setup.recipe.data.progressive:
+            return 1.0
+        return (self._size_at(step - 1) / self._setup.batch_shapes.image.shape[1]) ** 2
 
     def _size_at(self, step: int) -> int:
         setup = self._setup

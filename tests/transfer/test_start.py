@@ -122,7 +122,7 @@ def test_a_fine_tuning_run_killed_at_once_resumes_from_the_pretrained_weights(
 
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("pcls.run.train.train_loop", killed)
+        patch.setattr("pcls.run.session.train_loop", killed)
         with pytest.raises(KeyboardInterrupt):
             pcls.finetune(finished_run, "digits", TUNING | {"run.dir": str(path)})
     assert [step.name for step in (path / "checkpoints").iterdir()] == ["0"]
