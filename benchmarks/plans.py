@@ -72,7 +72,7 @@ def page(plans: dict[str, dict[str, Any]]) -> str:
         "Nobody has run these on a TPU. Another slice, another batch: `pcls plan RECIPE --topology ...`. The recipe",
         "with growing images is planned at its largest training size.",
         "",
-        f"{datetime.date.today()}; jax {version('jax')}, libtpu {version('libtpu')}, {platform.python_version()}.",
+        f"{datetime.date.today()}; jax {version('jax')}, libtpu {version('libtpu')}, Python {platform.python_version()}.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",
