@@ -53,7 +53,7 @@ def plan_json(plan: RecipePlan) -> dict[str, Any]:
 def plan_text(plan: RecipePlan) -> str:
     """The plan for a person."""
     attempt, costs = plan.attempt, plan.attempt.costs
-    chips = f"{plan.devices:,} x {plan.chip.name if plan.chip else 'device'}"
+    chips = f"{plan.devices:,} x {plan.chip.name}" if plan.chip else f"{plan.devices:,} devices"
     lines = [
         f"{plan.recipe.model.name} on {plan.topology} ({chips}): {attempt.batch_size:,} images a step, "
         f"{attempt.batch_size / plan.devices:,.4g} a device",

@@ -82,7 +82,7 @@ def test_a_plan_is_a_screen_of_numbers(made):
 
 def test_a_plan_without_a_documented_chip_says_why_it_predicts_nothing(made):
     lines = plan_text(made(chip=None, limit=None, largest_batch=None)).splitlines()
-    assert lines[0] == "rnn28 on v6e:2x4 (8 x device): 32 images a step, 4 a device"
+    assert lines[0] == "rnn28 on v6e:2x4 (8 devices): 32 images a step, 4 a device"
     assert lines[4].startswith("memory         15.00 GiB a device: arguments 4.000")
     assert lines[-2:] == [
         "prediction     none: the limits of these devices are not documented",
