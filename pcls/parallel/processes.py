@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import socket
 import sys
 import threading
 from collections.abc import Mapping
@@ -61,8 +62,22 @@ def _check_meeting(coordinator: str, processes: int, index: int) -> None:
         raise UserError(
             f"--coordinator {coordinator!r}: host:port of process 0 is needed, as in 10.0.0.1:4242, or auto"
         )
+    if index == 0:
+        _check_port_is_free(int(port[1]))
     if index >= processes:
         raise UserError(f"--process is {index}; of --processes={processes} they are 0 to {processes - 1}")
+
+
+def _check_port_is_free(port: int) -> None:
+    with socket.socket() as tried:
+        # As the server itself does: a port that was closed a moment ago is free.
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"--coordinator: port {port} of this machine is not free ({error.strerror}); name another"
+            ) from error
 
 
 def _give_up(message: str) -> None:
