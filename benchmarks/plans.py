@@ -10,11 +10,10 @@ import json
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from _ledger import append
+from _ledger import append, versions
 
 SLICES = {
     "imagenet_resnet50": "v6e:4x4",
@@ -22,6 +21,7 @@ SLICES = {
     "imagenet_convnext_tiny": "v6e:4x4",
     "cifar10_resnet18": "v6e:1x1",
 }
+PACKAGES = ("jax", "libtpu")
 PAGE = Path(__file__).parent.parent / "docs" / "plans.md"
 COLUMNS = (
     "recipe, slice",
@@ -72,7 +72,7 @@ def page(plans: dict[str, dict[str, Any]]) -> str:
         "Nobody has run these on a TPU. Another slice, another batch: `pcls plan RECIPE --topology ...`. The recipe",
         "with growing images is planned at its largest training size.",
         "",
-        f"{datetime.date.today()}; jax {version('jax')}, libtpu {version('libtpu')}, Python {platform.python_version()}.",
+        f"{datetime.date.today()}; {versions(PACKAGES)}, Python {platform.python_version()}.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",
@@ -88,7 +88,7 @@ def record(plans: dict[str, dict[str, Any]]) -> None:
         "Plans of the large recipes, by the TPU's compiler",
         list(COLUMNS),
         [row(recipe, found) for recipe, found in plans.items()],
-        packages=["jax", "libtpu"],
+        packages=PACKAGES,
         note="Compiled, not run. Traffic is XLA's `bytes accessed`, which counts on-chip memory as well.",
     )
 

@@ -60,8 +60,12 @@ def jax_version(python: str) -> str:
 
 def measure(model: str, pythons: list[str]) -> list[list[str]]:
     """Rows of contender, images/s, and ratio to the faster peer in the same round."""
-    ours = {f"pcls, jax {jax_version(python)}": Worker(python, "pcls", model) for python in pythons}
-    peers = {name: Worker(sys.executable, name, model) for name in CONTENDERS if name != "pcls"}
+    ours = {
+        f"{contender}, jax {jax_version(python)}": Worker(python, contender, model)
+        for python in pythons
+        for contender in ("pcls", "pcls bare step")
+    }
+    peers = {name: Worker(sys.executable, name, model) for name in CONTENDERS if not name.startswith("pcls")}
     workers = ours | peers
     rates: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(ROUNDS):
@@ -69,6 +73,11 @@ def measure(model: str, pythons: list[str]) -> list[list[str]]:
             rates[name].append(worker.rate(STEPS[model]))
     for worker in workers.values():
         worker.close()
+    for python in pythons:
+        version = jax_version(python)
+        loop, bare = rates[f"pcls, jax {version}"], rates[f"pcls bare step, jax {version}"]
+        overheads = [b / a for a, b in zip(loop, bare, strict=True)]
+        print(f"{model}, jax {version}: a step in the loop takes {statistics.median(overheads):.3f} x the bare step")
     fastest = max(peers, key=lambda name: statistics.median(rates[name]))
     rows = []
     for name, values in rates.items():
