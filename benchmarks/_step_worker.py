@@ -30,11 +30,26 @@ def pcls_setup(model: str):
     return prepare(load_recipe("digits_cnn", {"model.name": model, "train.batch_size": BATCH, "augment.shift": 0}))
 
 
+def pcls_batches(setup, steps: range):
+    """Of these steps, as `pcls train` reads them."""
+    from pcls.data.pipeline import training_batches
+
+    return training_batches(
+        setup.dataset.train,
+        setup.dataset.preprocessing,
+        batch_size=BATCH,
+        rows=setup.rows(BATCH),
+        seed=0,
+        random_crop=False,
+        steps=steps,
+        workers=setup.dataset.workers,
+    )
+
+
 def pcls_trainer(model: str) -> Trainer:
     """pcls as `pcls train` runs it: batches, the compiled step, metrics read a step late."""
     from dataclasses import replace
 
-    from pcls.data.pipeline import training_batches
     from pcls.parallel.processes import place
     from pcls.training.loop import train_loop
 
@@ -69,16 +84,7 @@ def pcls_trainer(model: str) -> Trainer:
         nonlocal state
         first = int(state.step)
         plan = replace(setup.plan, steps=first + steps, evaluate_every=10**9, save_every=10**9)
-        with training_batches(
-            setup.dataset.train,
-            setup.dataset.preprocessing,
-            batch_size=BATCH,
-            rows=setup.rows(BATCH),
-            seed=0,
-            random_crop=False,
-            steps=range(first, first + steps),
-            workers=setup.dataset.workers,
-        ) as batches:
+        with pcls_batches(setup, range(first, first + steps)) as batches:
             state, _ = train_loop(state, one, many, batches, plan, Hooks())
 
     return train
@@ -88,20 +94,9 @@ def bare_trainer(model: str) -> Trainer:
     """The compiled step alone, on one batch that lies on the device; nothing is read until the end."""
     import jax
 
-    from pcls.data.pipeline import training_batches
-
     setup = pcls_setup(model)
     compiled, state = setup.train_step(), setup.initial_state()
-    with training_batches(
-        setup.dataset.train,
-        setup.dataset.preprocessing,
-        batch_size=BATCH,
-        rows=setup.rows(BATCH),
-        seed=0,
-        random_crop=False,
-        steps=range(1),
-        workers=0,
-    ) as batches:
+    with pcls_batches(setup, range(1)) as batches:
         batch = jax.device_put(next(batches), setup.batch_sharding)
 
     def train(steps: int) -> None:

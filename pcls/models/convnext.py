@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from pcls.nn.conv import Conv
-from pcls.nn.dropout import Dropout
+from pcls.nn.dropout import Dropout, stochastic_depth
 from pcls.nn.pooling import global_mean_pool
 from pcls.nn.remat import named_product, run_block
 from pcls.nn.training import TrainingPass
@@ -88,16 +89,15 @@ class ConvNeXt(nnx.Module):
     ):
         self.stem = _conv(channels, widths[0], 4, stride=4, pad=0, dtype=dtype, rngs=rngs)
         self.stem_norm = _norm(widths[0], dtype=dtype, rngs=rngs)
-        last = max(1, sum(depths) - 1)
-        stages, inputs, place = [], widths[0], 0
+        drops = iter(stochastic_depth(drop_path, sum(depths)))
+        stages, inputs = [], widths[0]
         for width, depth in zip(widths, depths, strict=True):
-            drops = [Dropout(drop_path * p / last, p, whole=True) for p in range(place, place + depth)]
-            stages.append(Stage(inputs, width, drops, dtype=dtype, rngs=rngs))
-            inputs, place = width, place + depth
+            stages.append(Stage(inputs, width, list(islice(drops, depth)), dtype=dtype, rngs=rngs))
+            inputs = width
         self.stages = nnx.List(stages)
         self.remat = tuple(remat)
         self.norm = _norm(inputs, dtype=dtype, rngs=rngs)
-        self.dropout = Dropout(dropout, place)
+        self.dropout = Dropout(dropout, sum(depths))
         self.head = _linear(inputs, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:

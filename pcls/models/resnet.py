@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from pcls.nn.conv import Conv
-from pcls.nn.dropout import Dropout
+from pcls.nn.dropout import Dropout, stochastic_depth
 from pcls.nn.norm import BatchNorm, affine
 from pcls.nn.platform import target_platform
 from pcls.nn.pooling import global_mean_pool, max_pool_3x3_stride_2
@@ -118,19 +118,18 @@ class ResNet(nnx.Module):
         self.conv1 = _conv(channels, STAGE_WIDTHS[0], size, stride=stride, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(STAGE_WIDTHS[0], rngs=rngs)
         self.small_images = small_images
-        last = max(1, sum(depths) - 1)
-        stages, inputs, place = [], STAGE_WIDTHS[0], 0
+        drops = iter(stochastic_depth(drop_path, sum(depths)))
+        stages, inputs = [], STAGE_WIDTHS[0]
         for index, (width, depth) in enumerate(zip(STAGE_WIDTHS, depths, strict=True)):
             blocks = []
             for position in range(depth):
                 stride = 2 if index > 0 and position == 0 else 1
-                drop = Dropout(drop_path * place / last, place, whole=True)
-                blocks.append(block(inputs, width, stride, drop, dtype=dtype, rngs=rngs))
-                inputs, place = width * block.expansion, place + 1
+                blocks.append(block(inputs, width, stride, next(drops), dtype=dtype, rngs=rngs))
+                inputs = width * block.expansion
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
         self.remat = tuple(remat)
-        self.dropout = Dropout(dropout, place)
+        self.dropout = Dropout(dropout, sum(depths))
         self.head = nnx.Linear(inputs, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:

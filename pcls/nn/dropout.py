@@ -10,6 +10,15 @@ from jax import Array
 from pcls.nn.training import TrainingPass
 
 
+def stochastic_depth(rate: float, blocks: int) -> list[Dropout]:
+    """What drops the branch of each block of a model; the rate rises linearly from 0 to that of the last block.
+
+    They take the places 0 to blocks - 1. Source: Huang et al. 2016.
+    """
+    last = max(1, blocks - 1)
+    return [Dropout(rate * place / last, place, whole=True) for place in range(blocks)]
+
+
 class Dropout(nnx.Module):
     """Sets features to zero and scales the others up.
 

@@ -209,6 +209,7 @@ def _executions(computations: dict[str, list[str]], entry: str) -> tuple[Counter
     loops: list[int | None] = []
 
     def visit(name: str, times: int) -> None:
+        """Counts a computation and those that it calls."""
         executions[name] += times
         for line in computations[name]:
             callees = [(key, callee.strip(" %")) for key, names in CALLEES.findall(line) for callee in names.split(",")]

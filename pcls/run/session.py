@@ -140,7 +140,9 @@ class Session:
         if not count:
             return state
         step, (params, stats) = self._setup.statistics_step(), self._evaluator.gathered(state.deliverable)
-        with self._host_batches(range(plan.steps, plan.steps + count)) as batches:
+        steps = range(plan.steps, plan.steps + count)
+        # No step of training: like the evaluation that follows, it looks at the weights and leaves them alone.
+        with self._goodput.lost_to("evaluation"), self._host_batches(steps) as batches:
             placed = (place(batch, self._setup.batch_sharding, plan.batch_size) for batch in batches)
             stats = mean_statistics(step(params, stats, state.key, batch) for batch in placed)
         self._say(f"recalibrated BatchNorm over {count:,} batches")

@@ -33,6 +33,7 @@ def accumulated(loss_fn: LossFn, count: int, block: int) -> Gradients:
         return gradients
 
     def over_micro_batches(params: Arrays, batch: Any) -> tuple[tuple[jax.Array, Any], Arrays]:
+        """One after the other; what they give is added up."""
         parts = split_batch(batch, count, block)
         if target_platform() == "cpu":
             # On CPU a loop body has slow convolutions only: ten times the time.

@@ -29,7 +29,6 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 # The layers' own part of an example's key; the augmentation uses small numbers of it.
 MODEL_KEY = 1 << 16
 
-
 _WHOLE_BATCH = TrainingPass()
 
 
