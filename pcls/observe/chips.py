@@ -118,3 +118,9 @@ _BY_KIND = {chip.kind: chip for chip in CHIPS}
 def chip_of(device_kind: str) -> Chip | None:
     """The chip that a jax device's `device_kind` names; None where no peak is documented here, as for any CPU."""
     return _BY_KIND.get(device_kind)
+
+
+def share_of_peak(flops_per_second: float, chip: Chip | None, devices: int, precision: str) -> float | None:
+    """Model FLOPs utilisation (MFU): the share of the peak of so many jax devices; None where it is not documented."""
+    peak = None if chip is None else chip.flops(precision)
+    return None if chip is None or peak is None else flops_per_second * chip.devices / (peak * devices)

@@ -21,7 +21,7 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.models.registry import model_entry
 from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
-from pcls.observe.chips import Chip, chip_of
+from pcls.observe.chips import chip_of, share_of_peak
 from pcls.parallel.mesh import check_batch_size, make_mesh
 from pcls.parallel.tuning import tune_process
 from pcls.planning.costs import out_of_memory, read_costs
@@ -129,8 +129,8 @@ def _measure(name: str, task: str, precision: str, batch_size: int, seconds: flo
         images_per_second=rate,
         slowest=rates[0],
         fastest=rates[-1],
-        mfu=_share_of_peak(products * program.forward_flops * rate, chip, precision),
-        compiled_mfu=_share_of_peak(costs.flops * costs.devices * rate / batch_size, chip, precision),
+        mfu=share_of_peak(products * program.forward_flops * rate, chip, costs.devices, precision),
+        compiled_mfu=share_of_peak(costs.flops * costs.devices * rate / batch_size, chip, costs.devices, precision),
         memory_bytes=costs.memory.peak,
         compile_seconds=compile_seconds,
     )
@@ -209,10 +209,3 @@ def _seconds_a_call(call: Callable[[], Any], calls: int) -> float:
         call()
     jax.block_until_ready(call())
     return (time.perf_counter() - start) / calls
-
-
-def _share_of_peak(flops_per_second: float, chip: Chip | None, precision: str) -> float | None:
-    peak = None if chip is None else chip.flops(precision)
-    if peak is None or chip is None:
-        return None
-    return flops_per_second / (peak * jax.device_count() / chip.devices)

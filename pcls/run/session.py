@@ -18,7 +18,7 @@ from pcls.errors import RestartRequested, UserError
 from pcls.evaluation.count import Predictions
 from pcls.evaluation.metrics import Evaluation
 from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
-from pcls.observe.chips import chip_of
+from pcls.observe.chips import chip_of, share_of_peak
 from pcls.observe.console import Console, evaluation_line
 from pcls.observe.environment import describe_devices, environment
 from pcls.observe.goodput import Goodput
@@ -270,11 +270,8 @@ def image_share_of_peak(program: Program) -> float | None:
     None where the devices' peak is not documented.
     """
     devices = program.mesh.devices
-    chip = chip_of(devices.flat[0].device_kind)
-    peak = chip.flops(program.recipe.train.precision) if chip else None
-    if chip is None or peak is None:
-        return None
-    return TRAINING_FLOPS_PER_FORWARD * program.forward_flops / (peak * devices.size / chip.devices)
+    flops = float(TRAINING_FLOPS_PER_FORWARD * program.forward_flops)
+    return share_of_peak(flops, chip_of(devices.flat[0].device_kind), devices.size, program.recipe.train.precision)
 
 
 def headline(setup: Setup, folder: RunFolder, first: int) -> str:
