@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
+from _worker import answer
 
 BATCH = 128
 Trainer = Callable[[int], None]
@@ -32,17 +32,16 @@ def pcls_setup(model: str):
 
 def pcls_batches(setup, steps: range):
     """Of these steps, as `pcls train` reads them."""
-    from pcls.data.pipeline import training_batches
+    from pcls.data.pipeline import Workers, training_batches
 
     return training_batches(
         setup.dataset.train,
         setup.dataset.preprocessing,
-        batch_size=BATCH,
+        order=setup.order,
         rows=setup.rows(BATCH),
-        seed=0,
         random_crop=False,
         steps=steps,
-        workers=setup.dataset.workers,
+        workers=Workers(threads=0),
     )
 
 
@@ -201,15 +200,5 @@ CONTENDERS: dict[str, Callable[[str], Trainer]] = {
 }
 
 
-def main() -> None:
-    train = CONTENDERS[sys.argv[1]](sys.argv[2])
-    train(30)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        train(int(line))
-        print(time.perf_counter() - start, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    answer(CONTENDERS[sys.argv[1]](sys.argv[2]), warm_up=30)

@@ -9,47 +9,17 @@ Every contender lives in a process of its own; they train in turn, a few steps a
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 from _ledger import append
 from _step_worker import BATCH, CONTENDERS
+from _worker import Worker
 
 ROUNDS = 5
 STEPS = {"cnn28": 50, "rnn28": 300}
 GATES = {"cnn28": 1.0, "rnn28": 3.0}
-
-
-class Worker:
-    """A contender that waits for its turns."""
-
-    def __init__(self, python: str, contender: str, model: str):
-        program = str(Path(__file__).with_name("_step_worker.py"))
-        quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-        self.process = subprocess.Popen(
-            [python, program, contender, model],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=quiet,
-        )
-        if self.process.stdout.readline().strip() != "ready":
-            raise SystemExit(f"{contender} for {model} did not start under {python}")
-
-    def rate(self, steps: int) -> float:
-        """Images a second over so many steps."""
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        return steps * BATCH / float(self.process.stdout.readline())
-
-    def close(self) -> None:
-        """Ends the process."""
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def jax_version(python: str) -> str:
@@ -61,16 +31,20 @@ def jax_version(python: str) -> str:
 def measure(model: str, pythons: list[str]) -> list[list[str]]:
     """Rows of contender, images/s, and ratio to the faster peer in the same round."""
     ours = {
-        f"{contender}, jax {jax_version(python)}": Worker(python, contender, model)
+        f"{contender}, jax {jax_version(python)}": Worker(python, "_step_worker.py", contender, model)
         for python in pythons
         for contender in ("pcls", "pcls bare step")
     }
-    peers = {name: Worker(sys.executable, name, model) for name in CONTENDERS if not name.startswith("pcls")}
+    peers = {
+        name: Worker(sys.executable, "_step_worker.py", name, model)
+        for name in CONTENDERS
+        if not name.startswith("pcls")
+    }
     workers = ours | peers
     rates: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(ROUNDS):
         for name, worker in workers.items():
-            rates[name].append(worker.rate(STEPS[model]))
+            rates[name].append(BATCH * worker.rate(STEPS[model]))
     for worker in workers.values():
         worker.close()
     for python in pythons:

@@ -1,4 +1,4 @@
-"""`pcls data info`."""
+"""`pcls data`: its verbs, and `pcls data info`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
+from pcls.cli.data_bench import bench
+from pcls.cli.data_show import show
+
+app = typer.Typer(help="Look at data, and convert it.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def group() -> None:
-    """Look at data."""
+    """Look at data, and convert it."""
 
 
 @app.command()
 def info(
     data: Annotated[
-        str, typer.Argument(help="A folder with one folder of images a class, idx:FOLDER, tfds:NAME[:split] or digits.")
+        str,
+        typer.Argument(
+            help="A folder of images, a file or folder of another source, SOURCE:PATH, tfds:NAME[:split] or digits."
+        ),
     ],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in data.validation=0.1")] = None,
 ) -> None:
@@ -25,11 +31,11 @@ def info(
 
     Example: pcls data info digits
     """
-    from pcls.config import Recipe, with_overrides
-    from pcls.data.dataset import data_settings, open_dataset
+    from pcls.cli.data_recipe import data_recipe
+    from pcls.data.dataset import open_dataset
     from pcls.data.sources.source import class_counts
 
-    recipe = with_overrides(with_overrides(Recipe(), data_settings(data)), overrides or [])
+    recipe = data_recipe(data, overrides or [])
     dataset = open_dataset(recipe.data)
     preprocessing = dataset.preprocessing
     typer.echo(f"images      {len(dataset.train):,} to train on, {len(dataset.evaluation):,} held out")
@@ -41,3 +47,7 @@ def info(
     width = max(map(len, dataset.class_names))
     for name, count in class_counts(dataset.train).items():
         typer.echo(f"  {name:<{width}}  {count:>8,} to train on  {held_out[name]:>8,} held out")
+
+
+app.command()(show)
+app.command()(bench)

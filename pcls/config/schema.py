@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from pcls.config.duration import Duration
+from pcls.config.policy import parse_policy
 
 
 def _duration(value: Any) -> Duration:
@@ -98,16 +99,31 @@ class DataSection(Section):
     """What is learned from.
 
     Attributes:
-      source: `digits` (embedded), `idx` (MNIST's file format), `folder` (class/image files) or `tfds:NAME[:split]`.
-      path: folder of the source's files; `digits` has none, for `tfds` it is the data directory.
+      source: `digits` (embedded), `idx` (MNIST's file format), `folder` (class/image files), `manifest` (CSV or Parquet
+        with the columns path and label), `arrays` (NumPy), `arrayrecord` (made by `pcls data convert`), `webdataset`
+        (tar files), `huggingface` (written by `datasets`' save_to_disk) or `tfds:NAME[:split]`.
+      path: where the source lies: its folder or file, or a URL such as gs://bucket/folder for `folder` and `manifest`;
+        `digits` has none, for `tfds` it is the data directory.
+      cache: folder on this machine for what is fetched from URLs and for indices of tar files; empty: $PCLS_CACHE, or
+        ~/.cache/pcls.
+      quarantine: a list of records that are left out, as `pcls data doctor` writes it; empty: none.
       image_size: height and width in pixels that the model sees; 0: as the source stores it.
       channels: 1 (grey), 3 (RGB); 0: as the source stores it.
       classes: the classes used, by number in the source's order, renumbered from 0; empty: all.
       per_class: training records used of each class, chosen by `split_seed`; 0: all.
-      validation: share of each class held out where the source has no evaluation split of its own.
+      validation: share of each class held out where the source has no evaluation split of its own; of groups of
+        records, whole ones.
       split_seed: seed of the held-out share and of `per_class`; the run's seed leaves them alone.
-      train_crop: how a training image of free size is cut: `random` (area and aspect, Inception's) or `center`.
-      crop_pct: share of the shorter side that the evaluation's centre crop keeps, of image files; null: 0.875.
+      train_crop: how a training image of free size is cut: `random` (area and aspect, Inception's) or `center`; null:
+        `random`.
+      crop_pct: the evaluation resizes image files to `image_size` divided by this before it cuts out the middle; null:
+        0.875.
+      crop_mode: how it resizes them: the shorter side (`center`), each side by itself (`squash`) or the longer side,
+        with a border of the mean colour (`border`); null: `center`.
+      interpolation: of that resize: `bilinear`, `bicubic` or `lanczos`; null: `bilinear`.
+      tail: where the training set does not divide into steps, the last records of a pass share a step with the next
+        pass (`carry`), are left out (`drop`), or have a step to themselves that is filled up with weight 0 (`pad`).
+      repeats: how often a step holds each of its images, each time augmented in another way.
       progressive: training phases with other image sizes, in order of their ends; after the last, and in evaluation,
         `image_size` holds. Small images first make an epoch cheaper.
       expect_classes: classes that the source must have; 0: any. `pcls plan` needs no data where this and the next are
@@ -115,37 +131,103 @@ class DataSection(Section):
       expect_records: training records that it must have; 0: any number.
       on_device: keep the training set in the memory of the devices; for small sets of images of one size.
       max_undecodable: share of training records that may fail to decode before the run stops.
-      workers: threads that read and decode; sets in memory need none.
+      workers: threads that read and decode image files, in each process; 0: as many as help, by a short measurement.
+      processes: processes of this machine that read and decode, beside that of the training; for machines with so many
+        cores that threads of one process stand in each other's way.
     """
 
     source: Annotated[str, Field(min_length=1)] = "digits"
     path: str = ""
+    cache: str = ""
+    quarantine: str = ""
     image_size: Annotated[int, Field(ge=0, le=8192)] = 0
     channels: Literal[0, 1, 3] = 0
     classes: Integers = ()
     per_class: Annotated[int, Field(ge=0)] = 0
     validation: Annotated[Number, Field(gt=0, lt=1)] = 0.2
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    train_crop: Literal["random", "center"] = "random"
+    train_crop: Literal["random", "center"] | None = None
     crop_pct: Annotated[Number, Field(gt=0, le=1)] | None = None
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] | None = None
+    tail: Literal["carry", "drop", "pad"] = "carry"
+    repeats: Annotated[int, Field(ge=1, le=64)] = 1
     progressive: Annotated[tuple[SizePhase, ...], BeforeValidator(_list_as_tuple)] = ()
     expect_classes: Annotated[int, Field(ge=0, le=2**24)] = 0
     expect_records: Annotated[int, Field(ge=0)] = 0
     on_device: bool = False
     max_undecodable: Annotated[Number, Field(ge=0, le=1)] = 0.001
-    workers: Annotated[int, Field(ge=1, le=256)] = 2
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    processes: Annotated[int, Field(ge=0, le=256)] = 0
 
 
 class AugmentSection(Section):
     """Augmentation on the device, inside the compiled step.
 
+    The order is shift, flip, policy, brightness and the other colours, greyscale; then mixing; erasing at last. What an
+    image draws depends on the run's seed, the epoch and the record only.
+
     Attributes:
       flip: mirror half of the images left to right.
-      shift: move each image by up to this many pixels on both axes (zero padding and a random crop).
+      shift: move each image by up to this many pixels on both axes (padding and a random crop).
+      shift_padding: what moves in: `zero` (black) or `reflect` (the image, mirrored at its border); null: `zero`.
+      policy: operations drawn for each image, in timm's spelling: `rand-m9-mstd0.5-inc1` (RandAugment), `trivial`
+        (TrivialAugmentWide), `augmix-m5-w4-d2` (AugMix); empty: none.
+      brightness: its factor is drawn from 1 - this to 1 + this, not below 0.
+      contrast: the same.
+      saturation: the same; of RGB images.
+      hue: drawn from -this to +this, as a share of the colour circle; of RGB images.
+      greyscale: share of images that lose their colours; of RGB images.
+      mixup: alpha of the beta distribution from which each pair of neighbours draws its shares of a blend; 0: off.
+      cutmix: the same for a box that the two images of a pair exchange; 0: off.
+      mix_prob: share of pairs that are mixed; null: 1.
+      switch_prob: with both, share of mixed pairs that exchange a box instead of being blended; null: 0.5.
+      erase: share of images of which a box of 2 % to 33 % of the area is erased.
+      erase_fill: with what: `mean` (the mean colour of the training set) or `noise` (of its mean and deviation); null:
+        `mean`.
     """
 
     flip: bool = False
     shift: Annotated[int, Field(ge=0, le=512)] = 0
+    shift_padding: Literal["zero", "reflect"] | None = None
+    policy: str = ""
+    brightness: Annotated[Number, Field(ge=0, le=10)] = 0.0
+    contrast: Annotated[Number, Field(ge=0, le=10)] = 0.0
+    saturation: Annotated[Number, Field(ge=0, le=10)] = 0.0
+    hue: Annotated[Number, Field(ge=0, le=0.5)] = 0.0
+    greyscale: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    mixup: Annotated[Number, Field(ge=0, le=100)] = 0.0
+    cutmix: Annotated[Number, Field(ge=0, le=100)] = 0.0
+    mix_prob: Annotated[Number, Field(gt=0, le=1)] | None = None
+    switch_prob: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    erase: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    erase_fill: Literal["mean", "noise"] | None = None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether neighbours are mixed in pairs."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @model_validator(mode="after")
+    def _policy_is_known(self) -> AugmentSection:
+        try:
+            if self.policy:
+                parse_policy(self.policy)
+        except ValueError as error:
+            raise _broken_rule("augment.policy", f"is {self.policy[:40]!a} (text); {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _no_dead_options(self) -> AugmentSection:
+        if self.shift_padding is not None and not self.shift:
+            raise _broken_rule("augment.shift_padding", "has no effect without augment.shift")
+        if self.mix_prob is not None and not self.mixes:
+            raise _broken_rule("augment.mix_prob", "has no effect without augment.mixup or augment.cutmix")
+        if self.switch_prob is not None and not (self.mixup and self.cutmix):
+            raise _broken_rule("augment.switch_prob", "has no effect without both augment.mixup and augment.cutmix")
+        if self.erase_fill is not None and not self.erase:
+            raise _broken_rule("augment.erase_fill", "has no effect without augment.erase")
+        return self
 
 
 class ModelSection(Section):
@@ -382,10 +464,13 @@ class EvaluateSection(Section):
     Attributes:
       every: distance of evaluations; one more always follows the last step.
       batch_size: images in a global evaluation batch; 0: the training batch. It changes no result.
+      tta: views of an image whose logits are averaged: `none` (the image itself), `mirror` (and its mirror image) or
+        `shift` (and both moved by a pixel along the diagonal, forth and back: six passes).
     """
 
     every: Length = Duration(1, "epochs")
     batch_size: Annotated[int, Field(ge=0, le=2**24)] = 0
+    tta: Literal["none", "mirror", "shift"] = "none"
 
 
 class CheckpointSection(Section):
@@ -478,6 +563,14 @@ class Recipe(Section):
             raise _broken_rule(
                 "train.accumulate",
                 f"is {self.train.accumulate} and does not divide train.batch_size={self.train.batch_size}",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _repeats_divide(self) -> Recipe:
+        if self.train.batch_size % self.data.repeats:
+            raise _broken_rule(
+                "data.repeats", f"is {self.data.repeats} and does not divide train.batch_size={self.train.batch_size}"
             )
         return self
 

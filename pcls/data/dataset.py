@@ -9,13 +9,30 @@ import numpy as np
 
 from pcls.config.schema import DataSection
 from pcls.data.preprocessing import Preprocessing, imagenet_statistics
-from pcls.data.sources.arrays import ArraySource, open_digits, open_idx, pixel_statistics
+from pcls.data.sources.arrays import ArraySource, open_arrays, open_digits, open_idx, pixel_statistics
+from pcls.data.sources.cache import cache_folder
 from pcls.data.sources.folder import open_folder
+from pcls.data.sources.remote import is_url, open_remote_folder, open_remote_manifest, without_secrets
 from pcls.data.sources.source import Source, Subset
 from pcls.data.split import few_of_each, held_out
 from pcls.errors import UserError
 
-SOURCES = "digits, idx, folder, tfds:NAME[:split]"
+SOURCES = "digits, idx, folder, manifest, arrays, arrayrecord, webdataset, huggingface, tfds:NAME[:split]"
+KINDS = ("idx", "folder", "manifest", "arrays", "arrayrecord", "webdataset", "huggingface")
+MANIFESTS = (".csv", ".tsv", ".parquet")
+FILE_KINDS = {".csv": "manifest", ".tsv": "manifest", ".parquet": "manifest", ".npz": "arrays", ".tar": "webdataset"}
+# What tells the kind of a folder, in this order.
+FOLDER_SIGNS = (
+    ("*-images[-.]idx3-ubyte*", "idx"),
+    ("dataset.json", "arrayrecord"),
+    ("dataset_dict.json", "huggingface"),
+    ("state.json", "huggingface"),
+    ("images.npy", "arrays"),
+    ("*.tar", "webdataset"),
+    ("train/*.tar", "webdataset"),
+)
+# Those whose images are decoded when asked for.
+IMAGE_FILES = ("folder", "manifest", "arrayrecord", "webdataset", "huggingface", "tfds")
 # Pictures of free size come at this size when neither the recipe nor the weights say one.
 DEFAULT_IMAGE_SIZE = 224
 DEFAULT_CROP_PCT = 0.875
@@ -23,15 +40,18 @@ DEFAULT_CROP_PCT = 0.875
 
 @dataclass(frozen=True)
 class Dataset:
-    """Two sources with the same classes, the preprocessing of both, and how many threads read them.
+    """Two sources with the same classes, and the preprocessing of both.
 
-    Pixels in memory are read by no thread (0): the copy takes less time than handing it over.
+    Attributes:
+      train, evaluation: the sources.
+      preprocessing: of both.
+      in_memory: whether reading is a copy out of memory, which no thread makes faster.
     """
 
     train: Source
     evaluation: Source
     preprocessing: Preprocessing
-    workers: int
+    in_memory: bool
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -49,7 +69,12 @@ def open_dataset(section: DataSection, preprocessing: Preprocessing | None = Non
     Raises:
       UserError: the data is missing, damaged, or not fit to classify.
     """
-    whole, evaluation = _open_source(section)
+    whole, evaluation = open_source(section)
+    if section.quarantine:
+        from pcls.data.quarantine import read_quarantine
+
+        names = read_quarantine(Path(section.quarantine).expanduser())
+        whole, evaluation = _without(names, whole), evaluation and _without(names, evaluation)
     _check_classes(section, whole)
     dataset = _prepared(section, whole, evaluation, preprocessing)
     _check_expected("data.expect_classes", section.expect_classes, len(dataset.class_names), "classes")
@@ -57,33 +82,47 @@ def open_dataset(section: DataSection, preprocessing: Preprocessing | None = Non
     return dataset
 
 
+def _without(names: frozenset[str], source: Source) -> Source:
+    """The source without the records of these names."""
+    kept = np.asarray([record for record in range(len(source)) if source.name(record) not in names], np.int64)
+    return source if len(kept) == len(source) else Subset(source, kept)
+
+
 def _prepared(
     section: DataSection, whole: Source, evaluation: Source | None, preprocessing: Preprocessing | None
 ) -> Dataset:
     if not isinstance(whole, ArraySource) or not isinstance(evaluation, ArraySource | None):
         train, evaluation = _split(section, whole, evaluation)
-        return Dataset(train, evaluation, preprocessing or _file_preprocessing(section), section.workers)
-    if section.crop_pct is not None:
-        raise UserError(f"data.crop_pct has no effect with {section.source}, whose images are kept whole; leave it out")
+        return Dataset(train, evaluation, preprocessing or _file_preprocessing(section), in_memory=False)
+    _check_no_file_settings(section)
     _check_not_empty(whole, whole.labels, section.classes or tuple(range(len(whole.class_names))))
     shape = _array_shape(section, whole, preprocessing)
     # Pixels in memory are brought to size once, not once an epoch.
     whole, evaluation = whole.resized(*shape), evaluation and evaluation.resized(*shape)
     train, evaluation = _split(section, whole, evaluation)
-    return Dataset(train, evaluation, preprocessing or _array_preprocessing(train, shape), workers=0)
+    return Dataset(train, evaluation, preprocessing or _array_preprocessing(train, shape), in_memory=True)
+
+
+def _check_no_file_settings(section: DataSection) -> None:
+    """UserError for what only image files know."""
+    for key in ("train_crop", "crop_pct", "crop_mode", "interpolation", "workers", "processes"):
+        if getattr(section, key):
+            raise UserError(
+                f"data.{key} has no effect with {section.source}, whose images are kept whole in memory; leave it out"
+            )
 
 
 def described_preprocessing(section: DataSection) -> Preprocessing | None:
     """The preprocessing of image files, known without opening them; None where pixels in memory decide it."""
-    return _file_preprocessing(section) if section.source.partition(":")[0] in ("folder", "tfds") else None
+    return _file_preprocessing(section) if section.source.partition(":")[0] in IMAGE_FILES else None
 
 
 def data_settings(data: str) -> dict[str, str]:
     """Recipe keys for data named in one word.
 
     Args:
-      data: `digits`, `idx:FOLDER`, `folder:FOLDER`, `tfds:NAME[:split]`, or just a folder: of idx files, or of one
-        folder a class.
+      data: `digits`, `tfds:NAME[:split]`, a source and where it lies (`idx:FOLDER`, `manifest:FILE` ...), or just a
+        file, a folder or a URL: what it holds tells the source.
 
     Raises:
       UserError: none of these.
@@ -91,28 +130,70 @@ def data_settings(data: str) -> dict[str, str]:
     kind, _, path = data.partition(":")
     if kind == "digits" or kind == "tfds":
         return {"data.source": data, "data.path": ""}
-    if kind in ("idx", "folder") and path:
+    if kind in KINDS and path:
         return {"data.source": kind, "data.path": path}
-    folder = Path(data).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"data {data!r}: there is no such folder; a folder or one of {SOURCES} is needed")
-    has_idx = any(folder.glob("*-images[-.]idx3-ubyte*"))
-    return {"data.source": "idx" if has_idx else "folder", "data.path": data}
+    if is_url(data):
+        return {"data.source": "manifest" if data.endswith(MANIFESTS) else "folder", "data.path": data}
+    return {"data.source": _kind_of(Path(data).expanduser(), data), "data.path": data}
 
 
-def _open_source(section: DataSection) -> tuple[Source, Source | None]:
-    """The whole set, and its own evaluation split where it has one; both of one class."""
-    match section.source.partition(":")[0]:
+def _kind_of(path: Path, data: str) -> str:
+    """What a file or folder looks like."""
+    if path.is_file() and path.suffix in FILE_KINDS:
+        return FILE_KINDS[path.suffix]
+    if not path.is_dir():
+        raise UserError(
+            f"data {data!r}: there is no such file or folder of a known kind; name a folder, a file "
+            f"({', '.join(FILE_KINDS)}), or one of {SOURCES}, those with a place as in folder:PATH"
+        )
+    for pattern, kind in FOLDER_SIGNS:
+        if any(path.glob(pattern)):
+            return kind
+    return "folder"
+
+
+def open_source(section: DataSection) -> tuple[Source, Source | None]:
+    """The whole set, and its own evaluation split where it has one; both of one class.
+
+    Raises:
+      UserError: it is missing or damaged, or data.source is not known.
+    """
+    kind = section.source.partition(":")[0]
+    if kind in KINDS and not section.path:
+        raise UserError(f"data.path is empty; the source {section.source} needs a place: add data.path=FOLDER")
+    if is_url(section.path):
+        return _open_remote(kind, section)
+    path = Path(section.path).expanduser()
+    match kind:
         case "digits":
             if section.path:
                 raise UserError(f"data.path is {section.path!r}, and digits come with the package: leave it empty")
             return open_digits(), None
         case "idx":
-            folder = _needed_folder(section)
-            train = open_idx(folder, "train")
-            return train, open_idx(folder, "t10k", known_classes=len(train.class_names))
+            _check_folder(section, path)
+            train = open_idx(path, "train")
+            return train, open_idx(path, "t10k", known_classes=len(train.class_names))
         case "folder":
-            return open_folder(_needed_folder(section))
+            _check_folder(section, path)
+            return open_folder(path)
+        case "manifest":
+            from pcls.data.sources.manifest import open_manifest
+
+            return open_manifest(path)
+        case "arrays":
+            return open_arrays(path)
+        case "arrayrecord":
+            from pcls.data.sources.arrayrecord import open_arrayrecord
+
+            return open_arrayrecord(path)
+        case "webdataset":
+            from pcls.data.sources.webdataset import open_webdataset
+
+            return open_webdataset(path, _cache(section))
+        case "huggingface":
+            from pcls.data.sources.huggingface import open_huggingface
+
+            return open_huggingface(path)
         case "tfds":
             from pcls.data.sources.tfds import open_tfds
 
@@ -120,13 +201,25 @@ def _open_source(section: DataSection) -> tuple[Source, Source | None]:
     raise UserError(f"data.source is {section.source!r}; allowed: {SOURCES}")
 
 
-def _needed_folder(section: DataSection) -> Path:
-    if not section.path:
-        raise UserError(f"data.path is empty; the source {section.source} needs a folder: add data.path=FOLDER")
-    folder = Path(section.path).expanduser()
-    if not folder.is_dir():
+def _open_remote(kind: str, section: DataSection) -> tuple[Source, Source | None]:
+    match kind:
+        case "folder":
+            return open_remote_folder(section.path, _cache(section))
+        case "manifest":
+            return open_remote_manifest(section.path, _cache(section))
+    raise UserError(
+        f"data.path {without_secrets(section.path)}: a URL is read by the sources folder and manifest; "
+        f"copy it to this machine for {section.source}"
+    )
+
+
+def _cache(section: DataSection) -> Path:
+    return Path(section.cache).expanduser() if section.cache else cache_folder()
+
+
+def _check_folder(section: DataSection, path: Path) -> None:
+    if not path.is_dir():
         raise UserError(f"data.path {section.path}: there is no such folder")
-    return folder
 
 
 def _check_classes(section: DataSection, source: Source) -> None:
@@ -154,10 +247,11 @@ def _split(section: DataSection, whole: Source, evaluation: Source | None) -> tu
         trained = few_of_each(labels, section.per_class, section.split_seed) if section.per_class else slice(None)
         return Subset(whole, records[trained], classes), Subset(evaluation, others, classes)
     # Few labels leave the rest to be evaluated on; a share would waste it.
+    groups = None if whole.groups is None else whole.groups[records]
     trained = (
         few_of_each(labels, section.per_class, section.split_seed)
         if section.per_class
-        else ~held_out(labels, section.validation, section.split_seed)
+        else ~held_out(labels, section.validation, section.split_seed, groups)
     )
     if trained.all():
         raise UserError(f"{section.source} {section.path}: too few images to hold any out for evaluation; add images")
@@ -203,4 +297,13 @@ def _file_preprocessing(section: DataSection) -> Preprocessing:
     size = section.image_size or DEFAULT_IMAGE_SIZE
     channels = section.channels or 3
     mean, std = imagenet_statistics(channels)
-    return Preprocessing(size, size, channels, mean, std, section.crop_pct or DEFAULT_CROP_PCT)
+    return Preprocessing(
+        height=size,
+        width=size,
+        channels=channels,
+        mean=mean,
+        std=std,
+        crop_pct=section.crop_pct or DEFAULT_CROP_PCT,
+        crop_mode=section.crop_mode or "center",
+        interpolation=section.interpolation or "bilinear",
+    )

@@ -7,13 +7,17 @@ import math
 import warnings
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from pcls.data.jpeg import decode_part, is_whole, jpeg_header
 from pcls.data.preprocessing import Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000
+# Of the longer side to the shorter, in evaluation.
+MAX_ASPECT = 50
 
 # What undoes each EXIF orientation.
 UPRIGHT: dict[Any, Image.Transpose] = {
@@ -25,6 +29,8 @@ UPRIGHT: dict[Any, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Those that exchange width and height.
+SIDEWAYS = tuple(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 # The area and aspect ratio of a random crop, relative to the image. Source: Szegedy et al. 2015.
 CROP_AREA = (0.08, 1.0)
@@ -51,6 +57,70 @@ def decode(data: bytes, preprocessing: Preprocessing, rng: np.random.Generator |
     """
     if not data:
         raise DecodeError("the file is empty")
+    part = None if rng is None else random_part(data, preprocessing, rng)
+    return _by_pillow(data, preprocessing, rng) if part is None else resized(part, preprocessing)
+
+
+def random_part(data: bytes, preprocessing: Preprocessing, rng: np.random.Generator) -> np.ndarray | None:
+    """The part of a picture that a random crop wants, upright, by the fast JPEG decoder.
+
+    Returns:
+      [height, width, channels] uint8 of any size; None where Pillow must see the file, if only to say what ails it.
+    """
+    header = jpeg_header(data)
+    if header is None or header.components not in (1, 3) or not is_whole(data, header):
+        return None
+    if not 0 < header.width * header.height <= MAX_PIXELS:
+        return None
+    turn, least = UPRIGHT.get(_orientation(header.exif)), (preprocessing.width, preprocessing.height)
+    # Drawn in the file as it lies: areas, aspects and places are as likely in a turned picture.
+    box = _whole_pixels(random_box(header.width, header.height, rng))
+    try:
+        part = decode_part(data, header, box, least[::-1] if turn in SIDEWAYS else least, preprocessing.channels)
+    except ValueError:
+        return None
+    return part if turn is None else np.asarray(_image_of(part).transpose(turn))
+
+
+def _orientation(exif: bytes) -> int | None:
+    if not exif:
+        return None
+    tags = Image.Exif()
+    try:
+        tags.load(exif)
+        return tags.get(ExifTags.Base.Orientation)
+    # Damaged EXIF data spoil no pixel; its parser raises whatever they make it meet.
+    except Exception:
+        return None
+
+
+def fit_pixels(pixels: np.ndarray, preprocessing: Preprocessing, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Cuts pixels [height, width, 1 or 3] uint8 to size: a random crop with a generator, else the evaluation's."""
+    if rng is None or pixels.shape[2] != preprocessing.channels:
+        return fit(_image_of(pixels), preprocessing, rng)
+    left, top, right, bottom = _whole_pixels(random_box(pixels.shape[1], pixels.shape[0], rng))
+    return resized(pixels[top:bottom, left:right], preprocessing)
+
+
+def _image_of(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _whole_pixels(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    left, top, right, bottom = box
+    return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+
+
+def resized(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Pixels [height, width, channels] uint8 at the size of the model."""
+    size = (preprocessing.width, preprocessing.height)
+    # Two taps: five times as fast as areas. A JPEG comes within a factor of two by its decoder, others may not.
+    shrinks = pixels.shape[0] >= 2 * size[1] and pixels.shape[1] >= 2 * size[0]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(pixels, size, interpolation=interpolation).reshape(preprocessing.shape)
+
+
+def _by_pillow(data: bytes, preprocessing: Preprocessing, rng: np.random.Generator | None) -> np.ndarray:
     try:
         # Warnings are PIL's word for damaged EXIF data, which spoils no pixel, and for pictures between once and twice
         # its own limit; ours is the one that holds.
@@ -81,25 +151,72 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, preprocessing: Preprocessing, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Cuts an opened image to size: a random crop with a generator, else resize and centre crop.
+    """Cuts an opened image to size: a random crop with a generator, else what evaluation sees.
 
     Returns:
       [height, width, channels] uint8.
     """
     image = _as_mode(image, "L" if preprocessing.channels == 1 else "RGB")
+    if rng is None:
+        return np.asarray(evaluation_crop(image, preprocessing), np.uint8).reshape(preprocessing.shape)
+    box = random_box(image.width, image.height, rng)
     size = (preprocessing.width, preprocessing.height)
-    box = random_box(image.width, image.height, rng) if rng is not None else center_box(image.size, preprocessing)
-    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box), np.uint8)
-    return pixels.reshape(preprocessing.height, preprocessing.width, preprocessing.channels)
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box), np.uint8).reshape(preprocessing.shape)
 
 
-def center_box(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[float, float, float, float]:
-    """The part of an image that evaluation sees: the largest centred box of the target's aspect, times crop_pct."""
+def evaluation_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """What evaluation sees of a picture; to the pixel what timm shows its models for the same settings.
+
+    Args:
+      image: upright, L or RGB.
+      preprocessing: its size, crop_pct, crop_mode and interpolation.
+    """
+    image = _without_ends(image)
+    size = evaluation_size(image.size, preprocessing)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
+    wanted = (preprocessing.width, preprocessing.height)
+    if image.width < wanted[0] or image.height < wanted[1]:
+        image = _padded(image, wanted, preprocessing)
+    left, top = (round((has - wants) / 2) for has, wants in zip(image.size, wanted, strict=True))
+    return image.crop((left, top, left + wanted[0], top + wanted[1]))
+
+
+def evaluation_size(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Width and height that evaluation brings a picture of `size` to before it cuts the middle out."""
     width, height = size
-    scale = min(width / preprocessing.width, height / preprocessing.height) * preprocessing.crop_pct
-    box_width, box_height = scale * preprocessing.width, scale * preprocessing.height
-    left, top = (width - box_width) / 2, (height - box_height) / 2
-    return left, top, left + box_width, top + box_height
+    to = tuple(math.floor(side / preprocessing.crop_pct) for side in (preprocessing.width, preprocessing.height))
+    match preprocessing.crop_mode:
+        case "squash":
+            return to[0], to[1]
+        case "border":
+            ratio = max(width / to[0], height / to[1])
+        case _ if to[0] == to[1]:
+            # Whole numbers, rounded down, as torchvision has it; the two others round to the nearest.
+            short = min(width, height)
+            return int(to[0] * width / short), int(to[1] * height / short)
+        case _:
+            ratio = min(width / to[0], height / to[1])
+    return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+
+def _without_ends(image: Image.Image) -> Image.Image:
+    """The middle of a picture that is extremely long; resized whole, one of 1 x 8000 pixels would take gigabytes."""
+    width, height = image.size
+    keep = min(width, height * MAX_ASPECT), min(height, width * MAX_ASPECT)
+    if keep == image.size:
+        return image
+    left, top = (width - keep[0]) // 2, (height - keep[1]) // 2
+    return image.crop((left, top, left + keep[0], top + keep[1]))
+
+
+def _padded(image: Image.Image, wanted: tuple[int, int], preprocessing: Preprocessing) -> Image.Image:
+    """The picture in the middle of a canvas that is large enough; of the mean with `border`, else black."""
+    level = [round(255 * mean) if preprocessing.crop_mode == "border" else 0 for mean in preprocessing.mean]
+    size = max(image.width, wanted[0]), max(image.height, wanted[1])
+    canvas = Image.new(image.mode, size, tuple(level) if image.mode == "RGB" else level[0])
+    canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return canvas
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,11 +12,15 @@ import grain
 import numpy as np
 from absl import flags
 
-from pcls.data.order import evaluation_records, records_of_step
+from pcls.data.order import Order, evaluation_records
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.source import CropRng, Source
+from pcls.errors import UserError
 
 PREFETCHED_BATCHES = 8
+# What Grain says of it, and how often a run puts up with it.
+WORKER_DIED = "Worker process was terminated unexpectedly"
+MAX_DEATHS = 5
 
 
 class Batch(NamedTuple):
@@ -36,6 +41,18 @@ class Batch(NamedTuple):
     epoch: Any
 
 
+class Workers(NamedTuple):
+    """Who reads ahead.
+
+    Attributes:
+      threads: in each process; 0: read when asked, which is faster where reading is a copy out of memory.
+      processes: 0: the threads are this process's own.
+    """
+
+    threads: int
+    processes: int = 0
+
+
 class Places(NamedTuple):
     """A batch of a set that lives on the devices.
 
@@ -52,50 +69,55 @@ def training_batches(
     source: Source,
     preprocessing: Preprocessing,
     *,
-    batch_size: int,
+    order: Order,
     rows: np.ndarray,
-    seed: int,
     random_crop: bool,
     steps: range,
-    workers: int,
+    workers: Workers,
     size_at: Callable[[int], int] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Iterator[Iterator[Batch]]:
-    """Streams training batches, read ahead by threads; close it by leaving the `with` block.
+    """Streams training batches, read ahead; close it by leaving the `with` block.
 
     Args:
       source: what is trained on.
       preprocessing: size of the images.
-      batch_size: of the global batch.
+      order: which records a global step holds; its seed is that of the crops too.
       rows: the rows of the global batch that this process feeds.
-      seed: of order and crops.
       random_crop: cut files by random crops instead of the evaluation's.
       steps: the global steps wanted, from 0.
-      workers: threads; 0: read when asked, which is faster where reading is a copy out of memory.
+      workers: who reads.
       size_at: height and width at a step; None: those of `preprocessing`.
+      warn: hears of worker processes that died and were replaced; None: nobody does.
+
+    Raises:
+      UserError: worker processes die again and again.
     """
 
     def batch(step: int) -> Batch:
-        records, epochs = records_of_step(step, batch_size=batch_size, size=len(source), seed=seed)
+        records, epochs = order.records_of_step(step)
         records, epochs = records[rows], epochs[rows]
-        rng: CropRng = (lambda i: np.random.default_rng((seed, epochs[i], records[i]))) if random_crop else None
+        # What fills a step up is read like record 0; it counts for nothing.
+        key = np.maximum(records, 0)
+        rng: CropRng = (lambda i: np.random.default_rng((order.seed, epochs[i], key[i]))) if random_crop else None
         size = size_at(step) if size_at else None
         sized = replace(preprocessing, height=size, width=size) if size else preprocessing
         return _read(source, sized, records, epochs, rng)
 
-    with _read_ahead(batch, steps, workers) as batches:
+    with closing(_read_ahead(batch, steps, workers, warn)) as batches:
         yield batches
 
 
-def training_places(*, size: int, batch_size: int, rows: np.ndarray, seed: int, steps: range) -> Iterator[Places]:
-    """The same batches without their images, for a set of `size` records that lives on the devices."""
+def training_places(order: Order, *, rows: np.ndarray, steps: range) -> Iterator[Places]:
+    """The same batches without their images, for a set that lives on the devices."""
     for step in steps:
-        records, epochs = records_of_step(step, batch_size=batch_size, size=size, seed=seed)
+        records, epochs = order.records_of_step(step)
         yield Places(records[rows].astype(np.int32), epochs[rows].astype(np.int32))
 
 
 @contextmanager
 def evaluation_batches(
-    source: Source, preprocessing: Preprocessing, *, batch_size: int, rows: np.ndarray, workers: int
+    source: Source, preprocessing: Preprocessing, *, batch_size: int, rows: np.ndarray, threads: int
 ) -> Iterator[Iterator[Batch]]:
     """Streams every record once, in file order; the last batch is filled up with weight 0."""
 
@@ -103,7 +125,8 @@ def evaluation_batches(
         records = evaluation_records(index, batch_size=batch_size, size=len(source))[rows]
         return _read(source, preprocessing, records, np.zeros_like(records), None)
 
-    with _read_ahead(batch, range(-(-len(source) // batch_size)), workers) as batches:
+    indices = range(-(-len(source) // batch_size))
+    with closing(_read_ahead(batch, indices, Workers(threads), None)) as batches:
         yield batches
 
 
@@ -114,16 +137,48 @@ def _read(source: Source, preprocessing: Preprocessing, records: np.ndarray, epo
     return Batch(read.images, read.labels, weight, records.astype(np.int32), epochs.astype(np.int32))
 
 
-@contextmanager
-def _read_ahead(batch: Callable[[int], Batch], indices: range, workers: int) -> Iterator[Iterator[Batch]]:
+def _read_ahead(
+    batch: Callable[[int], Batch], indices: range, workers: Workers, warn: Callable[[str], None] | None
+) -> Generator[Batch]:
+    """The batches in order. A worker process that dies is replaced, from the first batch that was not given out on."""
+    deaths = 0
+    while indices:
+        batches = _iterator(batch, indices, workers)
+        try:
+            for read in batches:
+                yield read
+                indices = indices[1:]
+            return
+        except RuntimeError as error:
+            if WORKER_DIED not in str(error):
+                raise
+            deaths += 1
+            _tell_of_death(deaths, indices.start, workers, warn, error)
+        finally:
+            batches.close()
+
+
+def _iterator(batch: Callable[[int], Batch], indices: range, workers: Workers) -> Any:
     if not flags.FLAGS.is_parsed():
         # Grain reads absl flags, which fail in a program that never parsed any.
         flags.FLAGS.mark_as_parsed()
     dataset = grain.MapDataset.range(indices.start, indices.stop).map(batch)
-    ahead = max(PREFETCHED_BATCHES, workers) if workers else 0
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
-    batches = iter(dataset.to_iter_dataset(options))
-    try:
-        yield batches
-    finally:
-        batches.close()
+    ahead = max(PREFETCHED_BATCHES, workers.threads) if workers.threads else 0
+    if not workers.processes:
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(workers.threads, ahead)))
+    own = grain.ReadOptions(num_threads=workers.threads, prefetch_buffer_size=workers.threads)
+    ahead = -(-PREFETCHED_BATCHES // workers.processes)
+    processes = grain.MultiprocessingOptions(num_workers=workers.processes, per_worker_buffer_size=ahead)
+    return iter(dataset.to_iter_dataset(own).mp_prefetch(processes))
+
+
+def _tell_of_death(
+    deaths: int, step: int, workers: Workers, warn: Callable[[str], None] | None, error: RuntimeError
+) -> None:
+    code = re.search(r"exit code (-?\d+)", str(error))
+    text = f"a process that reads images died (exit code {code[1] if code else 'unknown'}) before step {step + 1:,}"
+    if deaths > MAX_DEATHS:
+        fewer = f"is there too little memory? write data.processes={workers.processes // 2}"
+        raise UserError(f"{text}, for the {deaths}th time; {fewer}") from error
+    if warn:
+        warn(f"{text}; started again ({deaths} of at most {MAX_DEATHS} times)")

@@ -8,6 +8,9 @@ from typing import Any
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
+CROP_MODES = ("center", "squash", "border")
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -17,7 +20,10 @@ class Preprocessing:
       height, width: pixels.
       channels: 1 (grey) or 3 (RGB).
       mean, std: of x / 255, one a channel; applied on the device.
-      crop_pct: share of the shorter side that the evaluation's centre crop keeps.
+      crop_pct: the evaluation resizes to the size divided by this, then cuts the size out of the middle.
+      crop_mode: how it resizes, one of `CROP_MODES`: the shorter side, so that something is cut off (`center`); each
+        side by itself, which bends the picture (`squash`); or the longer side, with a border of the mean (`border`).
+      interpolation: of that resize, antialiased; one of `INTERPOLATIONS`.
     """
 
     height: int
@@ -26,6 +32,13 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float = 1.0
+    crop_mode: str = "center"
+    interpolation: str = "bilinear"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[height, width, channels]."""
+        return self.height, self.width, self.channels
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for model.json."""
@@ -41,7 +54,15 @@ class Preprocessing:
             mean=tuple(map(float, values["mean"])),
             std=tuple(map(float, values["std"])),
             crop_pct=float(values["crop_pct"]),
+            crop_mode=_one_of(CROP_MODES, values["crop_mode"]),
+            interpolation=_one_of(INTERPOLATIONS, values["interpolation"]),
         )
+
+
+def _one_of(allowed: tuple[str, ...], value: Any) -> str:
+    if value not in allowed:
+        raise ValueError(f"{value!r} is none of {', '.join(allowed)}")
+    return str(value)
 
 
 def imagenet_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -36,13 +36,18 @@ class Predictions:
 
 
 def make_evaluation_step(
-    model: ModelDef, preprocessing: Preprocessing, precision: str, loss: Callable[[Array, Array], Array]
+    model: ModelDef,
+    preprocessing: Preprocessing,
+    precision: str,
+    loss: Callable[[Array, Array], Array],
+    tta: str = "none",
 ) -> EvaluationStep:
     """The evaluation step: `(params, stats, batch) -> numbers`.
 
     Args:
       model, preprocessing, precision: of the run.
       loss: logits [batch, classes] and labels [batch] to [batch].
+      tta: the views of an image whose logits are averaged, a key of `VIEWS`.
 
     Returns:
       The step, to be compiled. Of its numbers `top1`, `top5` and `weight` are counts over the batch (float32 scalars);
@@ -53,7 +58,9 @@ def make_evaluation_step(
 
     def evaluation_step(params: Arrays, stats: Arrays, batch: Batch) -> dict[str, Array]:
         """Sums over the batch, and the numbers of each row."""
-        logits, _ = model.apply(params, stats, normalise(batch.image, preprocessing, dtype))
+        logits = mean_logits(
+            lambda images: model.apply(params, stats, images)[0], normalise(batch.image, preprocessing, dtype), tta
+        )
         log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
         own = jnp.take_along_axis(log_probabilities, batch.label[:, None], 1)
         # Classes that do not score lower, of equal ones those that come first: the rank that a stable sort would give.
@@ -74,6 +81,47 @@ def make_evaluation_step(
         }
 
     return evaluation_step
+
+
+def mean_logits(predict: Callable[[Array], Array], images: Array, tta: str) -> Array:
+    """The mean logits over the views of each image, [batch, classes] float32 unless there is one view only.
+
+    Args:
+      predict: [n, height, width, channels] to [n, classes].
+      images: [batch, height, width, channels], normalised.
+      tta: a key of `VIEWS`.
+    """
+    views, weights = VIEWS[tta](images)
+    if len(views) == 1:
+        return predict(images)
+    # One pass over all views: a pass for each would multiply the program. Views of an image stay where it is.
+    stacked = jnp.stack(views, 1).reshape(-1, *images.shape[1:])
+    logits = predict(stacked).reshape(len(images), len(views), -1).astype(jnp.float32)
+    return jnp.sum(logits * jnp.array(weights)[:, None], 1)
+
+
+def only_itself(images: Array) -> tuple[list[Array], list[float]]:
+    """Views of images, and their weights."""
+    return [images], [1.0]
+
+
+def mirrored(images: Array) -> tuple[list[Array], list[float]]:
+    """The images and their mirror images."""
+    return [images, images[:, :, ::-1]], [0.5, 0.5]
+
+
+def mirrored_and_shifted(images: Array) -> tuple[list[Array], list[float]]:
+    """Both also moved by a pixel down to the right and up to the left, which counts half; reflected at the border.
+
+    Source: Jordan 2024.
+    """
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    moved = [padded[:, :-2, :-2], padded[:, 2:, 2:]]
+    views = [view for image in (images, *moved) for view in mirrored(image)[0]]
+    return views, [1 / 4, 1 / 4, *[1 / 8] * 4]
+
+
+VIEWS = {"none": only_itself, "mirror": mirrored, "shift": mirrored_and_shifted}
 
 
 def count(

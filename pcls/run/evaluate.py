@@ -13,6 +13,7 @@ from jax import Array
 from pcls.checkpoint.store import CheckpointStore
 from pcls.data.pipeline import evaluation_batches
 from pcls.data.preprocessing import Preprocessing
+from pcls.data.workers import usable_cores
 from pcls.errors import UserError
 from pcls.evaluation.count import Predictions, count, make_evaluation_step
 from pcls.evaluation.metrics import Evaluation
@@ -32,8 +33,14 @@ class Evaluator:
 
     def __init__(self, setup: Setup):
         self._setup = setup
-        train, shardings = setup.recipe.train, setup.state_shardings
-        step = make_evaluation_step(setup.model, setup.dataset.preprocessing, train.precision, LOSSES[train.loss])
+        recipe, shardings = setup.recipe, setup.state_shardings
+        step = make_evaluation_step(
+            setup.model,
+            setup.dataset.preprocessing,
+            recipe.train.precision,
+            LOSSES[recipe.train.loss],
+            recipe.evaluate.tta,
+        )
         # Once an evaluation: averaged weights may be split over all devices.
         self.gathered = jax.jit(lambda arrays: arrays, out_shardings=(shardings.params, shardings.stats))
         self._step = jax.jit(
@@ -56,7 +63,7 @@ class Evaluator:
             setup.dataset.preprocessing,
             batch_size=size,
             rows=setup.rows(size),
-            workers=setup.dataset.workers,
+            threads=0 if setup.dataset.in_memory else setup.recipe.data.workers or usable_cores(),
         ) as batches:
             for batch in batches:
                 yield self._step(params, stats, place(batch, setup.batch_sharding, size))

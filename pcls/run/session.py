@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import jax
 from pcls.checkpoint.store import CheckpointStore
 from pcls.config.load import flat_recipe
 from pcls.data.dataset import Dataset
-from pcls.data.pipeline import Batch, Places, training_batches, training_places
+from pcls.data.order import Order
+from pcls.data.pipeline import Batch, Places, Workers, training_batches, training_places
+from pcls.data.workers import measure_threads
 from pcls.errors import RestartRequested, UserError
 from pcls.evaluation.count import Predictions
 from pcls.evaluation.metrics import Evaluation
@@ -33,7 +36,7 @@ from pcls.run.setup import Setup, images_on_devices
 from pcls.run.signals import stop_requests
 from pcls.training.loop import Meter, Step, train_loop
 from pcls.training.program import Program
-from pcls.training.progressive import size_at
+from pcls.training.progressive import SizedStep, size_at, sizes_from
 from pcls.training.recalibration import mean_statistics
 from pcls.training.state import TrainState
 from pcls.training.tables import state_text, write_parameter_table
@@ -84,6 +87,7 @@ class Session:
         # Every process traces its own devices.
         self._profiler = Profiler(folder.path / TENSORBOARD, profile, self._say)
         self._image_share_of_peak = image_share_of_peak(setup)
+        self._at_end = ExitStack()
         self._sinks: list[MetricFiles | Wandb] = []
         self._result: tuple[Evaluation, Predictions] | None = None
 
@@ -94,7 +98,7 @@ class Session:
             self._open(first)
         try:
             with self._batches(range(first, plan.steps)) as batches, stop_requests(self._say) as self.stop_requested:
-                one, many = self._steps()
+                one, many = self._steps(first)
                 self._goodput.start_training()
                 self._profiler.after(first, first + plan.together(first))
                 state, finished = train_loop(state, one, many, self._booked(batches), plan, self)
@@ -102,6 +106,7 @@ class Session:
                 self._store.wait()
             self._write(self._goodput.row(int(state.step)))
         finally:
+            self._at_end.close()
             self._profiler.close()
             for sink in self._sinks:
                 sink.close()
@@ -193,36 +198,58 @@ class Session:
                 return
             yield batch
 
-    def _steps(self) -> tuple[Step, Step]:
+    def _steps(self, first: int) -> tuple[Step, Step]:
         """The compiled steps, for one batch and for several."""
         setup = self._setup
+        if setup.recipe.data.progressive:
+            return self._sized_step(first), setup.train_steps()
         if not setup.recipe.data.on_device:
             return setup.train_step(), setup.train_steps()
         images = images_on_devices(setup)
         one, many = setup.resident_step(), setup.resident_steps()
         return lambda state, places: one(state, places, images), lambda state, places: many(state, places, images)
 
+    def _sized_step(self, first: int) -> SizedStep:
+        setup = self._setup
+        height = setup.preprocessing.height
+        sizes = sizes_from(setup.recipe.data, first, setup.plan.steps, setup.plan.epoch_steps, height)
+        step = SizedStep(setup.train_step_of_size, sizes)
+        self._at_end.callback(step.close)
+        return step
+
     def _batches(self, steps: range) -> AbstractContextManager[Iterator[Any]]:
         """Of these steps: images, or places of a set that lives on the devices."""
         if not self._setup.recipe.data.on_device:
             return self._host_batches(steps)
-        size, batch_size = len(self._setup.dataset.train), self._setup.plan.batch_size
-        seed, rows = self._setup.recipe.train.seed, self._setup.rows(batch_size)
-        return nullcontext(training_places(size=size, batch_size=batch_size, rows=rows, seed=seed, steps=steps))
+        setup = self._setup
+        return nullcontext(training_places(setup.order, rows=setup.rows(setup.plan.batch_size), steps=steps))
 
     def _host_batches(self, steps: range) -> AbstractContextManager[Iterator[Batch]]:
-        recipe, dataset, batch_size = self._setup.recipe, self._setup.dataset, self._setup.plan.batch_size
+        data, dataset = self._setup.recipe.data, self._setup.dataset
         return training_batches(
             dataset.train,
             dataset.preprocessing,
-            batch_size=batch_size,
-            rows=self._setup.rows(batch_size),
-            seed=recipe.train.seed,
-            random_crop=recipe.data.train_crop == "random",
+            order=self._setup.order,
+            rows=self._setup.rows(self._setup.plan.batch_size),
+            random_crop=data.train_crop != "center",
             steps=steps,
-            workers=dataset.workers,
-            size_at=self._size_at if recipe.data.progressive else None,
+            workers=self._workers,
+            size_at=self._size_at if data.progressive else None,
+            warn=self._say,
         )
+
+    @cached_property
+    def _workers(self) -> Workers:
+        """Who reads; where the recipe leaves it open, a measurement decides."""
+        data, dataset = self._setup.recipe.data, self._setup.dataset
+        if dataset.in_memory:
+            return Workers(threads=0)
+        if data.workers or data.processes:
+            return Workers(data.workers or 1, data.processes)
+        random_crop = data.train_crop != "center"
+        measured = measure_threads(dataset.train, dataset.preprocessing, random_crop=random_crop)
+        self._say(str(measured))
+        return Workers(measured.threads)
 
     def _relative_area(self, step: int) -> float:
         """The area of a finished step's images to that of the largest: what their convolutions cost."""
@@ -283,8 +310,15 @@ def headline(setup: Setup, folder: RunFolder, first: int) -> str:
         f"{folder.path}: {setup.recipe.model.name} ({setup.model.parameter_count:,} parameters) on "
         f"{len(dataset.train):,} images {size}, {len(dataset.class_names)} classes, "
         f"{len(dataset.evaluation):,} held out; {describe_devices(jax.devices())}; "
-        f"{start} {setup.plan.steps:,} steps of {setup.plan.batch_size}"
+        f"{start} {setup.plan.steps:,} steps of {setup.plan.batch_size}{_tail(setup.order)}"
     )
+
+
+def _tail(order: Order) -> str:
+    """What becomes of records that fill no step, where it is not just carried over."""
+    if order.dropped:
+        return f", dropping {order.dropped:,} images of each pass"
+    return ", filling up the last step of each pass" if order.tail == "pad" else ""
 
 
 class Undecodable:
@@ -304,7 +338,7 @@ class Undecodable:
 
     def inspect(self, batch: Batch) -> None:
         """Looks at the weights of a host batch; raises UserError above the limit."""
-        for record in batch.record[batch.weight == 0]:
+        for record in batch.record[(batch.weight == 0) & (batch.record >= 0)]:
             if int(record) not in self._seen:
                 self._seen.add(int(record))
                 self._tell(int(record))

@@ -47,7 +47,7 @@ def images_on_devices(setup: Setup) -> Images:
       UserError: files that are cut anew each epoch, images that cannot be decoded, or more than the memory holds.
     """
     dataset, size = setup.dataset, len(setup.dataset.train)
-    if dataset.workers and setup.recipe.data.train_crop == "random":
+    if not dataset.in_memory and setup.recipe.data.train_crop != "center":
         raise UserError(
             "data.on_device keeps each image once, and data.train_crop=random cuts it anew each epoch; "
             "write data.train_crop=center, or data.on_device=false"

@@ -16,6 +16,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pcls.config.schema import MeshSection, Recipe
+from pcls.data.augment import PAIR
+from pcls.data.order import Order
 from pcls.data.pipeline import Batch, Places
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
@@ -61,6 +63,7 @@ class Program:
       rules: each parameter's path to its rule.
       model, schedule, optimizer: of the recipe.
       training: what BatchNorm normalises over.
+      order: of the training records.
       plan: how long, how often what.
     """
 
@@ -73,6 +76,7 @@ class Program:
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     training: TrainingPass
+    order: Order
     plan: Plan
 
     @cached_property
@@ -102,12 +106,15 @@ class Program:
     @cached_property
     def batch_shapes(self) -> Batch:
         """Shape, type and sharding of a training batch, of the largest images that occur."""
-        size, image = self.plan.batch_size, self.preprocessing
-        height, width = image.height, image.width
+        height, width = self.preprocessing.height, self.preprocessing.width
         if self.recipe.data.progressive:
             height = width = largest_size(self.recipe.data, self.plan.steps, self.plan.epoch_steps, height)
+        return self._batch_shapes(height, width)
+
+    def _batch_shapes(self, height: int, width: int) -> Batch:
+        size = self.plan.batch_size
         shapes = Batch(
-            image=((size, height, width, image.channels), jnp.uint8),
+            image=((size, height, width, self.preprocessing.channels), jnp.uint8),
             label=((size,), jnp.int32),
             weight=((size,), jnp.float32),
             record=((size,), jnp.int32),
@@ -179,6 +186,10 @@ class Program:
     def train_step(self) -> Any:
         """The compiled training step: state donated and staying where it is, metrics on every device."""
         return self._compiled(self.step, self.batch_sharding)
+
+    def train_step_of_size(self, size: int) -> Any:
+        """The same for images of one height and width, compiled now."""
+        return self.train_step().lower(self.state_shapes, self._batch_shapes(size, size)).compile()
 
     def train_steps(self) -> Any:
         """The same for several steps in one program; takes their batches stacked."""
@@ -269,11 +280,13 @@ def make_program(
         drop_path=recipe.model.drop_path,
         remat=recipe.model.remat,
     )
-    check_progressive(recipe.data, recipe.model.name, records / recipe.train.batch_size)
+    order = training_order(recipe, records)
+    check_progressive(recipe.data, recipe.model.name, order.epoch_steps)
     training = normalisation(recipe, shard_count(mesh), normalises=bool(model.stats))
+    check_augmentation(recipe, shard_count(mesh), preprocessing.channels)
     layout = chosen_layout(recipe.mesh)
     image_bytes = preprocessing.height * preprocessing.width * preprocessing.channels
-    plan = make_plan(recipe, records, image_bytes=image_bytes, platform=mesh.devices.flat[0].platform)
+    plan = make_plan(recipe, order, image_bytes=image_bytes, platform=mesh.devices.flat[0].platform)
     schedule = learning_rate(
         recipe.optimizer, steps=plan.steps, epoch_steps=plan.epoch_steps, batch_size=plan.batch_size
     )
@@ -287,6 +300,7 @@ def make_program(
         schedule=schedule,
         optimizer=make_optimizer(recipe.optimizer, schedule, model.params),
         training=training,
+        order=order,
         plan=plan,
     )
 
@@ -333,16 +347,54 @@ def normalisation(recipe: Recipe, shards: int, *, normalises: bool) -> TrainingP
     return TrainingPass(group_size=group_size, group_a_device=group_size in (None, rows))
 
 
-def make_plan(recipe: Recipe, records: int, *, image_bytes: int, platform: str) -> Plan:
+def training_order(recipe: Recipe, records: int) -> Order:
+    """The order in which a recipe trains on so many records.
+
+    Raises:
+      UserError: a step would take more than there are, and the tail is dropped.
+    """
+    data, batch_size = recipe.data, recipe.train.batch_size
+    order = Order(records, batch_size, recipe.train.seed, data.tail, data.repeats)
+    if not order.pass_steps:
+        raise UserError(
+            f"data.tail=drop leaves no step: one takes {order.records_a_step:,} images and there are {records:,}; "
+            "lower train.batch_size, or write data.tail=carry"
+        )
+    return order
+
+
+def check_augmentation(recipe: Recipe, shards: int, channels: int) -> None:
+    """Raises UserError where pairs of neighbours do not divide what lies on a device, or colours are changed of none.
+
+    Args:
+      recipe: with a batch and micro-batches that divide by the shards.
+      shards: parts that a batch is split into.
+      channels: of the images.
+    """
+    section, accumulate = recipe.augment, recipe.train.accumulate
+    rows = recipe.train.batch_size // shards // accumulate
+    if section.mixes and rows % PAIR:
+        raise UserError(
+            f"augment.{'mixup' if section.mixup else 'cutmix'} mixes pairs of images, and a device has {rows} at once "
+            f"(train.batch_size {recipe.train.batch_size} / {shards} devices / train.accumulate {accumulate}); choose "
+            "numbers that leave an even one"
+        )
+    colours = {"saturation": section.saturation, "hue": section.hue, "greyscale": section.greyscale}
+    if channels == 1 and any(colours.values()):
+        key = next(key for key, value in colours.items() if value)
+        raise UserError(f"augment.{key} has no effect on images of one channel; leave it out, or write data.channels=3")
+
+
+def make_plan(recipe: Recipe, order: Order, *, image_bytes: int, platform: str) -> Plan:
     """The recipe's durations in steps.
 
     Args:
       recipe: resolved.
-      records: of the training set.
+      order: of its records.
       image_bytes: of one image.
       platform: of the devices.
     """
-    epoch_steps = records / recipe.train.batch_size
+    epoch_steps = order.epoch_steps
     steps = recipe.train.duration.steps(epoch_steps)
     plan = Plan(
         steps=steps,

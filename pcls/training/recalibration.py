@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pcls.config.schema import Recipe
-from pcls.data.augment import augment, normalise, record_keys
+from pcls.data.augment import augment, mean_colour, normalise, record_keys
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 from pcls.nn.module import Arrays, ModelDef
@@ -21,7 +21,7 @@ StatisticsStep = Callable[[Arrays, Arrays, Array, Batch], Arrays]
 def make_statistics_step(
     model: ModelDef, recipe: Recipe, preprocessing: Preprocessing, training: TrainingPass
 ) -> StatisticsStep:
-    """`(params, stats, key, batch) -> statistics of the batch`, augmented as in training, with nothing dropped.
+    """`(params, stats, key, batch) -> statistics of the batch`, each image augmented as in training, nothing dropped.
 
     Args:
       model, recipe, preprocessing: of the run.
@@ -30,7 +30,9 @@ def make_statistics_step(
 
     def statistics_step(params: Arrays, stats: Arrays, key: Array, batch: Batch) -> Arrays:
         keys = record_keys(jax.random.wrap_key_data(key), batch.epoch, batch.record)
-        images = augment(batch.image, keys, recipe.augment)
+        # Neither mixed nor erased: the statistics are for predictions, which see whole images; the mean of two images
+        # varies less than each of them.
+        images = augment(batch.image, keys, recipe.augment, mean_colour(preprocessing))
         images = normalise(images, preprocessing, jnp.dtype(recipe.train.precision))
         return model.apply(params, stats, images, training)[1]
 

@@ -32,7 +32,7 @@ def resident_step(step: TrainStep) -> ResidentStep:
     """The same step, which looks its batch up."""
 
     def look_up_and_train(state: TrainState, places: Places, images: Images) -> tuple[TrainState, Metrics]:
-        weight = jnp.ones(places.record.shape, jnp.float32)
+        weight = (places.record >= 0).astype(jnp.float32)
         batch = Batch(images.image[places.record], images.label[places.record], weight, places.record, places.epoch)
         return step(state, batch)
 

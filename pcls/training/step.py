@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from pcls.config.schema import Recipe
-from pcls.data.augment import augment, normalise, record_keys
+from pcls.data.augment import PAIR, augment, erase, mean_colour, mix, normalise, record_keys
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 from pcls.nn.module import Arrays, ModelDef
@@ -26,7 +27,7 @@ from pcls.training.state import TrainState
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
-# The layers' own part of an example's key; the augmentation uses small numbers of it.
+# The layers' own part of an example's key; the augmentation uses small numbers of it (`Draw`).
 MODEL_KEY = 1 << 16
 
 _WHOLE_BATCH = TrainingPass()
@@ -57,7 +58,8 @@ def make_train_step(
 ) -> TrainStep:
     """The training step: `(state, batch) -> (state, metrics)`, to be compiled with the state donated.
 
-    The metrics are float32 scalars: `loss` (mean), `correct` and `weight` (sums), `finite` (1 or 0).
+    The metrics are float32 scalars: `loss` (mean), `correct` and `weight` (sums), `finite` (1 or 0). Of a mixed image
+    the label that counts as correct is its own.
 
     Args:
       model, optimizer, recipe, preprocessing: of the run.
@@ -65,22 +67,30 @@ def make_train_step(
       gradient_shardings: where the gradients are brought, one after the other; the last is where updates are computed.
     """
     loss_of, accumulate = LOSSES[recipe.train.loss], recipe.train.accumulate
-    dtype = jnp.dtype(recipe.train.precision)
+    dtype, fill = jnp.dtype(recipe.train.precision), mean_colour(preprocessing)
 
     def summed_loss(running: Arrays, params: Arrays, micro: tuple[Batch, Array]) -> tuple[Array, Sums]:
         """Over a micro-batch; running statistics are those before the step."""
         batch, keys = micro
-        images = normalise(augment(batch.image, keys, recipe.augment), preprocessing, dtype)
+        images = augment(batch.image, keys, recipe.augment, fill)
+        mixture = mix(images, batch.label, batch.weight, keys, recipe.augment) if recipe.augment.mixes else None
+        images = normalise(images if mixture is None else mixture.images, preprocessing, dtype)
+        images = erase(images, keys, recipe.augment)
         layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, MODEL_KEY))(keys)
         logits, stats = model.apply(params, running, images, replace(training, keys=layer_keys))
         correct = jnp.sum((logits.argmax(-1) == batch.label) * batch.weight)
         losses = loss_of(logits, batch.label, recipe.train.label_smoothing)
+        if mixture is not None:
+            # Every loss is linear in its target, so that of a mixed target is a mean of two.
+            others = loss_of(logits, mixture.labels, recipe.train.label_smoothing)
+            losses = mixture.share * losses + (1 - mixture.share) * others
         shares = jax.tree.map(lambda stat: stat / accumulate, stats)
         return jnp.sum(losses * batch.weight), Sums(jnp.sum(batch.weight), correct, shares)
 
     def gradients_of(loss_fn: LossFn) -> Gradients:
-        # Groups of examples that are normalised together stay together in a micro-batch.
-        gradients = accumulated(loss_fn, accumulate, recipe.batch_norm.group_size or 1)
+        # Examples that are normalised together, or mixed with each other, stay together in a micro-batch.
+        block = math.lcm(recipe.batch_norm.group_size or 1, PAIR if recipe.augment.mixes else 1)
+        gradients = accumulated(loss_fn, accumulate, block)
         return sharpness_aware(gradients, recipe.train.sam_rho) if recipe.train.sam_rho else gradients
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -254,7 +254,7 @@ BAD_INPUTS = {
     "report of nothing": (nothing, ["report", "{0}/nowhere"], ["there is no run in this folder"]),
     "prediction from nothing": (nothing, ["predict", "{0}/nowhere", "a.png"], ["neither a run", "nor a bundle"]),
     "facts of an unknown model": (nothing, ["models", "info", "resnet51"], ["'resnet51'", "nearest is 'resnet50'"]),
-    "facts of missing data": (nothing, ["data", "info", "{0}/nowhere"], ["there is no such folder"]),
+    "facts of missing data": (nothing, ["data", "info", "{0}/nowhere"], ["there is no such file or folder"]),
     "plan of an unknown recipe": (nothing, ["plan", "digits_cn"], ["'digits_cn'", "nearest is 'digits_cnn'"]),
     "plan for unknown devices": (
         nothing,

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pcls.config.schema import DataSection
-from pcls.data.dataset import data_settings, described_preprocessing, open_dataset
+from pcls.data.dataset import SOURCES, data_settings, described_preprocessing, open_dataset
 from pcls.data.preprocessing import IMAGENET_MEAN, Preprocessing
 from pcls.errors import UserError
 
@@ -190,14 +190,20 @@ def test_numbers_that_are_as_expected_are_fine():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"source": "cifar"}, "data.source is 'cifar'; allowed: digits, idx, folder, tfds:NAME[:split]"),
+        (
+            {"source": "cifar"},
+            f"data.source is 'cifar'; allowed: {SOURCES}",
+        ),
         ({"path": "x"}, "data.path is 'x', and digits come with the package: leave it empty"),
-        ({"source": "idx"}, "data.path is empty; the source idx needs a folder: add data.path=FOLDER"),
+        ({"source": "idx"}, "data.path is empty; the source idx needs a place: add data.path=FOLDER"),
         ({"source": "folder", "path": "no/such"}, "data.path no/such: there is no such folder"),
         ({"classes": (1, 10)}, "data.classes names class 10; digits has 0 to 9"),
         ({"classes": (1, 2, 1)}, "data.classes names a class twice: 1, 2, 1"),
         ({"classes": (3,)}, "digits: only one class; a classifier needs two or more"),
-        ({"crop_pct": 0.9}, "data.crop_pct has no effect with digits, whose images are kept whole; leave it out"),
+        (
+            {"crop_pct": 0.9},
+            "data.crop_pct has no effect with digits, whose images are kept whole in memory; leave it out",
+        ),
         (
             {"expect_classes": 1000},
             "data.expect_classes is 1,000 and there are 10 classes; check the source, or correct the number",
@@ -266,5 +272,5 @@ def test_one_word_names_data(write_idx, tmp_path):
 
 @pytest.mark.parametrize("word", ["no/such/folder", "idx:", "cifar:x"])
 def test_a_word_that_names_no_data_is_refused(word):
-    with pytest.raises(UserError, match="there is no such folder; a folder or one of digits, idx, folder, tfds:NAME"):
+    with pytest.raises(UserError, match=r"there is no such file or folder of a known kind; name a folder, a file \(\.csv"):
         data_settings(word)

@@ -4,15 +4,27 @@ import io
 import math
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
-from pcls.data.decode import DecodeError, center_box, decode, random_box
-from pcls.data.preprocessing import Preprocessing
+from pcls.data.decode import (
+    UPRIGHT,
+    DecodeError,
+    _whole_pixels,
+    decode,
+    evaluation_size,
+    fit_pixels,
+    random_box,
+    resized,
+)
+from pcls.data.jpeg import jpeg_header
+from pcls.data.preprocessing import CROP_MODES, Preprocessing
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
 
@@ -232,14 +244,114 @@ def assert_inside(box, width, height):
     assert -1e-6 * height <= top < bottom <= height * (1 + 1e-6)
 
 
-@given(SIZES, SIZES, st.integers(1, 512), st.integers(1, 512), st.floats(0.1, 1))
-def test_the_evaluation_crop_is_centred_inside_the_picture_in_the_target_s_aspect(width, height, w, h, crop_pct):
-    box = left, top, right, bottom = center_box((width, height), target(h, w, crop_pct=crop_pct))
-    assert_inside(box, width, height)
-    assert (right - left) / (bottom - top) == pytest.approx(w / h)
-    assert left == pytest.approx(width - right, abs=1e-6 * width)
-    assert top == pytest.approx(height - bottom, abs=1e-6 * height)
-    assert max((right - left) / width, (bottom - top) / height) == pytest.approx(crop_pct)
+@given(SIZES, SIZES, st.integers(1, 512), st.integers(1, 512), st.floats(0.1, 1), st.sampled_from(CROP_MODES))
+def test_the_evaluation_resizes_to_what_its_mode_says(width, height, w, h, crop_pct, mode):
+    resized = evaluation_size((width, height), replace(target(h, w, crop_pct=crop_pct), crop_mode=mode))
+    scaled = math.floor(w / crop_pct), math.floor(h / crop_pct)
+    if mode == "squash":
+        assert resized == scaled
+    elif mode == "border":
+        assert resized[0] <= scaled[0] and resized[1] <= scaled[1]
+        assert resized[0] == scaled[0] or resized[1] == scaled[1]
+    else:
+        assert resized[0] >= scaled[0] and resized[1] >= scaled[1]
+        assert resized[0] == scaled[0] or resized[1] == scaled[1]
+
+
+def test_a_border_is_of_the_mean_and_a_squashed_picture_whole():
+    picture = encoded(np.full((20, 40, 3), 200, np.uint8))
+    sized = replace(target(16, 16), mean=(0.1, 0.2, 0.3))
+    bordered = decode(picture, replace(sized, crop_mode="border"))
+    assert bordered[0, 0].tolist() == [26, 51, 76]
+    assert (bordered[4:12] == 200).all() and (bordered[:4, :, 0] == 26).all() and (bordered[12:, :, 2] == 76).all()
+    assert (decode(picture, replace(sized, crop_mode="squash")) == 200).all()
+
+
+# The fast way of training crops
+
+
+def photo(form: str = "JPEG", size=(320, 240), mode: str = "RGB", **options) -> bytes:
+    picture = Image.fromarray(load_sample_image("china.jpg")).resize(size, Image.Resampling.LANCZOS).convert(mode)
+    return encoded(picture, form, **({"quality": 90} | options if form == "JPEG" else options))
+
+
+@pytest.fixture
+def no_pillow(monkeypatch):
+    monkeypatch.setattr("pcls.data.decode._by_pillow", lambda *_: pytest.fail("Pillow was asked"))
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"mode": "L"}])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_random_crop_of_a_jpeg_is_the_one_that_pillow_would_cut(no_pillow, options, channels):
+    data = photo(**options)
+    whole = Image.open(io.BytesIO(data)).convert("L" if channels == 1 else "RGB")
+    for seed in range(5):
+        box = _whole_pixels(random_box(320, 240, np.random.default_rng(seed)))
+        # Enlarged, so that antialiasing has no part in it.
+        expected = np.asarray(whole.crop(box).resize((400, 400), Image.Resampling.BILINEAR))
+        found = decode(data, target(400, 400, channels), np.random.default_rng(seed))
+        assert np.abs(found.squeeze().astype(int) - expected).mean() < 2.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_random_crops_of_turned_cameras_are_upright(no_pillow, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    # Dark above, red on the left: seen upright whatever part is cut out.
+    upright = np.zeros((240, 320, 3), np.uint8)
+    upright[120:] = 200
+    upright[:, :160, 0] = 250
+    stored = Image.fromarray(upright)
+    undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    if orientation in UPRIGHT:
+        stored = stored.transpose(undo.get(orientation, UPRIGHT[orientation]))
+    found = decode(encoded(stored, "JPEG", exif=exif), target(32, 32), np.random.default_rng(2)).astype(int)
+    assert found[-1, :, 1].mean() - found[0, :, 1].mean() > 150
+    assert found[:, 0, 0].mean() - found[:, -1, 0].mean() > 40
+
+
+def test_a_crop_of_a_large_photograph_is_decoded_at_a_fraction_and_shows_the_same(no_pillow, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("pcls.data.decode.resized", lambda part, pre: sizes.append(part.shape) or resized(part, pre))
+    data = photo(size=(1600, 1200))
+    for seed in range(6):
+        found = decode(data, target(64, 64), np.random.default_rng(seed))
+        box = random_box(1600, 1200, np.random.default_rng(seed))
+        fine = Image.open(io.BytesIO(data)).resize((64, 64), Image.Resampling.BILINEAR, box=box)
+        assert np.abs(found.astype(int) - np.asarray(fine)).mean() < 8
+    assert all(min(height, width) >= 64 and max(height, width) <= 1600 / 4 for height, width, _ in sizes)
+
+
+def test_what_the_fast_way_cannot_decode_pillow_explains():
+    rng = np.random.default_rng(0)
+    whole = photo()
+    for data, words in [
+        (whole[: len(whole) // 2], f"truncated after {len(whole) // 2:,} bytes"),
+        (whole[:200], "truncated|broken|JPEG"),
+        (b"<html>" + b" " * 100, "not a JPEG, PNG or WebP image, 106 bytes"),
+    ]:
+        with pytest.raises(DecodeError, match=words):
+            decode(data, target(8, 8), rng)
+    cmyk = encoded(Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "JPEG", quality=100)
+    assert decode(cmyk, target(8, 8), rng)[4, 4].tolist() == pytest.approx([255, 0, 0], abs=3)
+
+
+def test_a_jpeg_header_that_claims_billions_of_pixels_is_refused_before_they_are_decoded():
+    bomb = bytearray(photo())
+    header = jpeg_header(bytes(bomb))
+    bomb[header.height_at : header.height_at + 4] = struct.pack(">HH", 60_000, 60_000)
+    for rng in (None, np.random.default_rng(0)):
+        with pytest.raises(DecodeError, match=r"3,?600,?000,?000|60,000 x 60,000"):
+            decode(bytes(bomb), target(8, 8), rng)
+
+
+def test_raw_pixels_are_cut_and_resized():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    assert np.array_equal(fit_pixels(pixels, target(40, 60)), pixels)
+    crops = [fit_pixels(pixels, target(16, 16), np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert np.array_equal(crops[0], crops[1]) and not np.array_equal(crops[0], crops[2])
+    assert fit_pixels(pixels, target(16, 16, 1), np.random.default_rng(1)).shape == (16, 16, 1)
+    assert fit_pixels(pixels[..., :1], target(16, 16, 1), np.random.default_rng(1)).shape == (16, 16, 1)
 
 
 @given(SIZES, SIZES, st.integers(0, 2**32 - 1))
@@ -261,10 +373,6 @@ def test_random_crops_spread_over_area_aspect_and_place():
     assert np.log(widths / heights).max() > math.log(4 / 3) - 0.02
     assert abs((boxes[:, 0] + boxes[:, 2]).mean() / 2 - 200) < 5
     assert abs((boxes[:, 1] + boxes[:, 3]).mean() / 2 - 150) < 5
-
-
-def test_the_evaluation_crop_of_the_target_size_is_the_identity():
-    assert center_box((6, 4), target(4, 6)) == (0, 0, 6, 4)
 
 
 def test_the_evaluation_crop_is_exact_and_a_random_crop_follows_its_generator():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcls.data.order import evaluation_records, permuted, records_of_step
+from pcls.data.order import Order, evaluation_records, permuted
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -25,7 +25,7 @@ def test_an_epoch_is_a_permutation(size, seed, epoch):
 def test_the_steps_hold_each_record_once_an_epoch(size, batch, seed, first):
     start, stop = first * size, (first + 2) * size  # places of two whole epochs
     steps = range(start // batch, -(-stop // batch))
-    parts = [records_of_step(s, batch_size=batch, size=size, seed=seed) for s in steps]
+    parts = [Order(size, batch, seed).records_of_step(s) for s in steps]
     records, epochs = (np.concatenate(column) for column in zip(*parts, strict=True))
     for epoch in (first, first + 1):
         assert np.array_equal(np.sort(records[epochs == epoch]), np.arange(size))
@@ -34,20 +34,20 @@ def test_the_steps_hold_each_record_once_an_epoch(size, batch, seed, first):
 @given(size=st.integers(1, 500), batch=st.integers(1, 64), seed=SEEDS, start=st.integers(0, 50))
 @settings(max_examples=50, deadline=None)
 def test_a_step_is_a_slice_of_the_endless_order(size, batch, seed, start):
-    whole, epochs = records_of_step(0, batch_size=batch * (start + 1), size=size, seed=seed)
-    step, step_epochs = records_of_step(start, batch_size=batch, size=size, seed=seed)
+    whole, epochs = Order(size, batch * (start + 1), seed).records_of_step(0)
+    step, step_epochs = Order(size, batch, seed).records_of_step(start)
     assert np.array_equal(step, whole[start * batch :])
     assert np.array_equal(step_epochs, epochs[start * batch :])
 
 
 def test_the_order_is_the_same_on_every_machine_and_version():
     assert epoch_order(10, seed=1, epoch=2).tolist() == [3, 0, 4, 9, 8, 2, 7, 6, 5, 1]
-    records, epochs = records_of_step(10**9, batch_size=4, size=1_281_167, seed=0)
+    records, epochs = Order(1_281_167, 4, 0).records_of_step(10**9)
     assert (records.tolist(), epochs.tolist()) == ([190653, 957294, 941381, 762979], [3122] * 4)
 
 
 def test_a_set_of_billions_needs_only_the_places_asked_for():
-    records, epochs = records_of_step(10**6, batch_size=1024, size=10**10, seed=0)
+    records, epochs = Order(10**10, 1024, 0).records_of_step(10**6)
     assert len(set(records.tolist())) == 1024
     assert records.min() >= 0
     assert records.max() < 10**10
@@ -75,6 +75,67 @@ def test_no_record_is_preferred_at_any_place(size):
         chi_square = ((counts - epochs / size) ** 2).sum() / (epochs / size)
         # Mean size - 1, deviation sqrt(2 (size - 1)); 5 deviations above is less than one in 1,000 for each size.
         assert chi_square < size - 1 + 5 * np.sqrt(2 * (size - 1))
+
+
+def columns(order: Order, steps: range) -> tuple[np.ndarray, np.ndarray]:
+    parts = [order.records_of_step(step) for step in steps]
+    records, epochs = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return records, epochs
+
+
+@given(size=st.integers(1, 60), batch=st.integers(1, 20), first=st.integers(0, 3))
+@settings(max_examples=50, deadline=None)
+def test_a_dropped_tail_leaves_other_records_out_in_each_pass(size, batch, first):
+    order = Order(size, batch, 0, "drop")
+    steps = size // batch
+    assert (order.pass_steps, order.epoch_steps, order.dropped) == (steps, steps, size - steps * batch)
+    if steps:
+        records, epochs = columns(order, range(first * steps, (first + 2) * steps))
+        for number in (first, first + 1):
+            seen = records[epochs == number]
+            assert len(seen) == len(set(seen.tolist())) == steps * batch
+        assert records.min() >= 0
+
+
+@given(size=st.integers(1, 60), batch=st.integers(1, 80), first=st.integers(0, 3))
+@settings(max_examples=50, deadline=None)
+def test_a_padded_tail_fills_the_last_step_of_a_pass(size, batch, first):
+    order = Order(size, batch, 0, "pad")
+    steps = -(-size // batch)
+    assert order.epoch_steps == steps
+    records, epochs = columns(order, range(first * steps, (first + 2) * steps))
+    for number in (first, first + 1):
+        of_pass = records[epochs == number]
+        assert np.array_equal(np.sort(of_pass[:size]), np.arange(size))
+        assert (of_pass[size:] == -1).all()
+        assert len(of_pass) == steps * batch
+
+
+@pytest.mark.parametrize("tail", ["carry", "drop", "pad"])
+def test_repeated_records_come_together_each_time_with_another_epoch(tail):
+    order = Order(30, 12, 3, tail, repeats=3)
+    assert order.records_a_step == 4
+    assert order.epoch_steps == {"carry": 2.5, "drop": 7 / 3, "pad": 8 / 3}[tail]
+    pairs = set()
+    steps = 30 if tail == "carry" else 2 * int(order.pass_steps)
+    for step in range(steps):
+        records, epochs = order.records_of_step(step)
+        assert np.array_equal(records.reshape(3, 4), np.tile(records[:4], (3, 1)))
+        kept = records >= 0
+        pairs |= set(zip(records[kept].tolist(), epochs[kept].tolist(), strict=True))
+        assert len({*zip(records[kept].tolist(), epochs[kept].tolist(), strict=True)}) == kept.sum()
+    passes = steps / order.pass_steps
+    assert len(pairs) == round((30 - order.dropped) * 3 * passes)
+
+
+@pytest.mark.parametrize("tail", ["carry", "drop", "pad"])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_the_order_starts_anywhere(tail, repeats):
+    order = Order(29, 8, 1, tail, repeats)
+    records, epochs = columns(order, range(40))
+    later, later_epochs = columns(order, range(17, 40))
+    assert np.array_equal(records[17 * 8 :], later)
+    assert np.array_equal(epochs[17 * 8 :], later_epochs)
 
 
 @given(size=st.integers(0, 100), batch=st.integers(1, 150))

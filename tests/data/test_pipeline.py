@@ -1,15 +1,23 @@
 """Host batches: a pure function of the step, padded with weight 0, from any number of threads."""
 
+import gc
+import io
+import multiprocessing
+import re
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from pcls.data.order import records_of_step
-from pcls.data.pipeline import evaluation_batches, training_batches
+from pcls.data.order import Order
+from pcls.data.pipeline import Batch, Workers, evaluation_batches, training_batches
 from pcls.data.preprocessing import Preprocessing
+from pcls.data.sources.folder import open_folder
 from pcls.data.sources.source import Records
+from pcls.errors import UserError
 
 PREPROCESSING = Preprocessing(2, 3, 1, (0.0,), (1.0,))
 
@@ -45,14 +53,14 @@ class Numbers:
 
 def train(source, steps, *, workers=2, rows=None, seed=5, random_crop=True, batch_size=8):
     rows = np.arange(batch_size) if rows is None else rows
-    options = {"batch_size": batch_size, "rows": rows, "seed": seed, "random_crop": random_crop, "steps": steps}
-    with training_batches(source, PREPROCESSING, workers=workers, **options) as batches:
+    options = {"order": Order(37, batch_size, seed), "rows": rows, "random_crop": random_crop, "steps": steps}
+    with training_batches(source, PREPROCESSING, workers=Workers(workers), **options) as batches:
         return list(batches)
 
 
 def evaluate(source, batch_size, *, workers=2, rows=None):
     rows = np.arange(batch_size) if rows is None else rows
-    with evaluation_batches(source, PREPROCESSING, batch_size=batch_size, rows=rows, workers=workers) as batches:
+    with evaluation_batches(source, PREPROCESSING, batch_size=batch_size, rows=rows, threads=workers) as batches:
         return list(batches)
 
 
@@ -65,7 +73,7 @@ def assert_same(some, others):
 
 def test_a_batch_holds_the_records_of_its_step():
     for step, batch in enumerate(train(Numbers(), range(12), random_crop=False)):
-        records, epochs = records_of_step(step, batch_size=8, size=37, seed=5)
+        records, epochs = Order(37, 8, 5).records_of_step(step)
         assert np.array_equal(batch.record, records)
         assert np.array_equal(batch.epoch, epochs)
         assert np.array_equal(batch.image[:, 1, 2, 0], records)
@@ -116,16 +124,18 @@ def test_each_step_has_the_image_size_that_it_is_told():
         return 4 if step < 3 else 7
 
     for steps, workers in ((range(6), 3), (range(6), 0), (range(2, 6), 2)):
-        options = {"batch_size": 8, "rows": np.arange(8), "seed": 5, "random_crop": False, "steps": steps}
-        with training_batches(Sized(), PREPROCESSING, workers=workers, size_at=size_at, **options) as batches:
+        options = {"order": Order(37, 8, 5), "rows": np.arange(8), "random_crop": False, "steps": steps}
+        with training_batches(Sized(), PREPROCESSING, workers=Workers(workers), size_at=size_at, **options) as batches:
             found = [batch.image.shape for batch in batches]
         assert found == [(8, size_at(step), size_at(step), 1) for step in steps]
 
 
 def test_the_image_size_changes_neither_records_nor_crops():
     whole = train(Numbers(), range(6))
-    options = {"batch_size": 8, "rows": np.arange(8), "seed": 5, "random_crop": True, "steps": range(6)}
-    with training_batches(Numbers(), PREPROCESSING, workers=2, size_at=lambda step: 2 + step, **options) as batches:
+    options = {"order": Order(37, 8, 5), "rows": np.arange(8), "random_crop": True, "steps": range(6)}
+    with training_batches(
+        Numbers(), PREPROCESSING, workers=Workers(2), size_at=lambda step: 2 + step, **options
+    ) as batches:
         # `Numbers` has one size only, whatever it is asked for.
         assert_same(list(batches), whole)
 
@@ -174,14 +184,100 @@ def test_a_record_that_cannot_be_decoded_comes_out_as_zeros_of_weight_0():
     assert images[21].min() == 21
 
 
+def test_a_step_that_is_filled_up_has_rows_of_weight_0():
+    options = {"order": Order(37, 8, 5, "pad"), "rows": np.arange(8), "random_crop": True, "steps": range(5)}
+    with training_batches(Numbers(), PREPROCESSING, workers=Workers(2), **options) as batches:
+        *_, last = batches
+    assert last.weight.tolist() == [1.0] * 5 + [0.0] * 3
+    assert last.record[5:].tolist() == [-1] * 3
+
+
+SMALL = Preprocessing(6, 5, 3, (0.0,) * 3, (1.0,) * 3)
+
+
+@pytest.fixture
+def stream(write_images):
+    """A function to batches of a folder of 12 images, read by threads or processes."""
+    rng = np.random.default_rng(0)
+    files = {f"{'ab'[i % 2]}/{i}.jpg": encoded(rng.integers(0, 256, (20, 30, 3), np.uint8)) for i in range(12)}
+    source, _ = open_folder(write_images(files))
+
+    def start(workers: Workers, steps: range, warn=None):
+        options = {"order": Order(12, 4, 5), "rows": np.arange(4), "random_crop": True, "steps": steps}
+        return training_batches(source, SMALL, workers=workers, warn=warn, **options)
+
+    return start
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def shared_memory() -> set[str]:
+    folder = Path("/dev/shm")
+    return {name.name for name in folder.glob("psm_*")} if folder.is_dir() else set()
+
+
+def test_a_process_that_is_killed_is_replaced_and_every_batch_comes_once(stream):
+    before, told = shared_memory(), []
+    with stream(Workers(1, processes=2), range(30), told.append) as batches:
+        found = [copied(next(batches)) for _ in range(3)]
+        multiprocessing.active_children()[0].kill()
+        found += [copied(batch) for batch in batches]
+    with stream(Workers(2), range(30)) as batches:
+        assert_same(found, list(batches))
+    assert len(told) == 1
+    assert re.fullmatch(r"a process that reads .* \(exit code -9\) before step \d+; started again \(1 of .*\)", told[0])
+    assert multiprocessing.active_children() == []
+    gc.collect()
+    # The batch that the dead process had made and not handed over stays until this program ends; no other does.
+    assert within_seconds(lambda: len(shared_memory() - before) <= len(Batch._fields))
+
+
+def copied(batch):
+    """Out of the memory that is shared with the process that read it."""
+    return Batch(*(np.array(array) for array in batch))
+
+
+def within_seconds(condition) -> bool:
+    return any(condition() or time.sleep(0.05) for _ in range(100))
+
+
+def test_processes_that_die_again_and_again_end_the_run(stream, monkeypatch):
+    class Dying:
+        def __init__(self, *_):
+            self.left = 1
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            raise RuntimeError("Worker process was terminated unexpectedly with exit code -9. Search the logs above")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("pcls.data.pipeline._iterator", Dying)
+    told = []
+    with stream(Workers(1, processes=4), range(30), told.append) as batches, pytest.raises(UserError) as raised:
+        next(batches)
+    assert len(told) == 5
+    assert str(raised.value) == (
+        "a process that reads images died (exit code -9) before step 1, for the 6th time; "
+        "is there too little memory? write data.processes=2"
+    )
+
+
 def test_no_steps_are_no_batches():
     assert train(Numbers(), range(5, 5)) == []
 
 
 def test_the_threads_end_with_the_block():
     before = set(threading.enumerate())
-    options = {"batch_size": 8, "rows": np.arange(8), "seed": 0, "random_crop": False, "steps": range(10**6)}
-    with training_batches(Numbers(delay=0.001), PREPROCESSING, workers=4, **options) as batches:
+    options = {"order": Order(37, 8, 0), "rows": np.arange(8), "random_crop": False, "steps": range(10**6)}
+    with training_batches(Numbers(delay=0.001), PREPROCESSING, workers=Workers(4), **options) as batches:
         next(batches)
         assert set(threading.enumerate()) - before
     for _ in range(100):

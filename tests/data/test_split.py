@@ -44,3 +44,21 @@ def test_records_of_one_class_do_not_move_the_choice_in_another():
     others = LABELS != 1
     chosen = held_out(more, 0.2, seed=0)[: len(LABELS)]
     assert np.array_equal(chosen[others], held_out(LABELS, 0.2, seed=0)[others])
+
+
+def test_groups_are_never_parted():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 60, 1000)
+    labels = groups % 3
+    chosen = held_out(labels, 0.25, 4, groups)
+    assert not set(groups[chosen]) & set(groups[~chosen])
+    for label in range(3):
+        assert chosen[labels == label].mean() == pytest.approx(0.25, abs=0.05)
+    assert not np.array_equal(chosen, held_out(labels, 0.25, 5, groups))
+
+
+def test_a_class_of_one_group_is_trained_on():
+    groups, labels = np.array([7, 7, 7, 1, 2, 3, 4]), np.array([0, 0, 0, 1, 1, 1, 1])
+    chosen = held_out(labels, 0.5, 0, groups)
+    assert not chosen[:3].any()
+    assert chosen.sum() == 2

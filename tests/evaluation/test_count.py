@@ -41,7 +41,7 @@ def evaluation_of(images, labels, batch_size, *, factor=40.0, undecodable=(), de
     preprocessing, step = compiled_step(classes, devices, loss)
     source = ArraySource(images[:, None, :, None], labels, names, "pixels")
     with evaluation_batches(
-        source, preprocessing, batch_size=batch_size, rows=np.arange(batch_size), workers=2
+        source, preprocessing, batch_size=batch_size, rows=np.arange(batch_size), threads=2
     ) as batches:
         outputs = [step({"factor": jnp.float32(factor)}, {}, without(batch, undecodable)) for batch in batches]
     return count(outputs, size=len(images), class_names=names)

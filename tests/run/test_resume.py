@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import pcls
-from pcls.data.order import records_of_step
+from pcls.data.order import Order
 from pcls.observe.sinks import read_metrics
 from pcls.run.folder import RunFolder
 
@@ -72,7 +72,7 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(
     stop_after(0)
     run = pcls.resume(path)
     assert_same(final_state(path), undisturbed)
-    expected = [records_of_step(s, batch_size=32, size=1438, seed=0)[0].tolist() for s in range(STEPS)]
+    expected = [Order(1438, 32, 0).records_of_step(s)[0].tolist() for s in range(STEPS)]
     # Reading ahead is no business of the state: each step was fed once, in order.
     assert fed == expected
     assert evaluations(path) == evaluations(finished_run)

@@ -14,7 +14,7 @@ from pcls.errors import UserError
 from pcls.parallel.mesh import BATCH_AXES
 from pcls.parallel.rules import PRESETS, Layout, Rule
 from pcls.training.loop import Plan
-from pcls.training.program import DISPATCH_BYTES, chosen_layout, make_plan, steps_that_fit
+from pcls.training.program import DISPATCH_BYTES, chosen_layout, make_plan, steps_that_fit, training_order
 
 # Averages, and layers that drop: all that a step does in the tiny network.
 ALL = {"train.ema_decay": 0.9, "model.dropout": 0.25}
@@ -135,7 +135,7 @@ def test_the_layout_is_the_presets_or_that_of_the_rules(section, layout):
 
 def plan_of(**overrides):
     recipe = with_overrides(Recipe(), {"train.batch_size": 32} | overrides)
-    return make_plan(recipe, records=100, image_bytes=2**20, platform="tpu")
+    return make_plan(recipe, training_order(recipe, 100), image_bytes=2**20, platform="tpu")
 
 
 def test_durations_become_steps():
@@ -171,7 +171,7 @@ def test_steps_go_together_on_accelerators_by_themselves_and_on_cpu_on_request_o
     assert plan_of(**lengths, **{"data.on_device": True}).at_once == 3
     assert plan_of(**lengths, **{"train.steps_per_dispatch": 8}).at_once == 8
     recipe = with_overrides(Recipe(), lengths | {"train.batch_size": 32})
-    assert make_plan(recipe, records=100, image_bytes=2**20, platform="cpu").at_once == 1
+    assert make_plan(recipe, training_order(recipe, 100), image_bytes=2**20, platform="cpu").at_once == 1
 
 
 # Where the state lies

@@ -1,5 +1,9 @@
 """Image sizes that change: which holds when, and what cannot be."""
 
+import threading
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from pcls.config import load_recipe
@@ -7,7 +11,7 @@ from pcls.config.schema import DataSection
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.training.program import make_program
-from pcls.training.progressive import check_progressive, largest_size, size_at
+from pcls.training.progressive import SizedStep, check_progressive, largest_size, size_at, sizes_from
 
 
 def section(*phases, source="folder"):
@@ -41,6 +45,49 @@ def test_the_largest_size_is_one_that_the_run_gets_to():
     assert largest_size(THREE, 1, 10, 256) == 160
     # A phase of larger images than the last.
     assert largest_size(section(("1 epochs", 320)), 100, 10, 256) == 320
+
+
+def test_the_sizes_still_ahead_come_in_their_order():
+    assert sizes_from(THREE, 0, 100, 10, 256) == [160, 176, 192, 256]
+    assert sizes_from(THREE, 20, 100, 10, 256) == [176, 192, 256]
+    assert sizes_from(THREE, 24, 40, 10, 256) == [176, 192]
+    assert sizes_from(section(), 5, 100, 10, 224) == [224]
+
+
+def test_each_size_is_compiled_once_in_order_while_the_first_trains():
+    compiled, go_on = [], threading.Event()
+
+    def compile_size(size):
+        if size != 160:
+            assert go_on.wait(10)
+        compiled.append(size)
+        return lambda state, batch: (state + 1, size)
+
+    step = SizedStep(compile_size, [160, 192, 224])
+    of_size = {size: SimpleNamespace(image=np.zeros((2, size, size, 3), np.uint8)) for size in (160, 192, 224)}
+    assert step(0, of_size[160]) == (1, 160)
+    assert compiled == [160]
+    go_on.set()
+    assert step(1, of_size[224]) == (2, 224)
+    assert step(2, of_size[192]) == (3, 192)
+    assert compiled == [160, 192, 224]
+
+
+def test_what_has_not_begun_is_given_up():
+    started, go_on = threading.Event(), threading.Event()
+    compiled = []
+
+    def compile_size(size):
+        started.set()
+        go_on.wait(10)
+        compiled.append(size)
+
+    step = SizedStep(compile_size, [160, 192])
+    started.wait(10)
+    step.close()
+    go_on.set()
+    step._steps[160].result()
+    assert compiled == [160]
 
 
 def complaint(phases, model="resnet18"):

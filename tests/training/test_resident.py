@@ -4,13 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from pcls.data.order import records_of_step
+from pcls.data.order import Order
 from pcls.data.pipeline import Batch, training_places
 from pcls.parallel.mesh import replicated
 from pcls.parallel.processes import everywhere
 from pcls.training.resident import Images
 
 RECORDS, STEPS = 100, 8
+ORDER = Order(RECORDS, 32, 3)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def images(some, host_images):
 @pytest.fixture(scope="module")
 def places(some):
     rows = some.rows(32)
-    return list(training_places(size=RECORDS, batch_size=32, rows=rows, seed=3, steps=range(STEPS)))
+    return list(training_places(ORDER, rows=rows, steps=range(STEPS)))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def streamed(some, host_images, host_copy):
     """Losses and the last state of batches sent by the host."""
     state, step, losses = some.initial_state(), some.train_step(), []
     for number in range(STEPS):
-        records, epochs = records_of_step(number, batch_size=32, size=RECORDS, seed=3)
+        records, epochs = ORDER.records_of_step(number)
         weight = np.ones(32, np.float32)
         batch = Batch(host_images.image[records], host_images.label[records], weight, *np.int32([records, epochs]))
         state, metrics = step(state, batch)
@@ -60,7 +61,7 @@ def assert_same(found, expected):
 
 def test_the_places_are_the_records_and_epochs_of_the_order(places):
     for number, place in enumerate(places):
-        records, epochs = records_of_step(number, batch_size=32, size=RECORDS, seed=3)
+        records, epochs = ORDER.records_of_step(number)
         assert (place.record.dtype, place.epoch.dtype) == (np.int32, np.int32)
         assert place.record.tolist() == records.tolist()
         assert place.epoch.tolist() == epochs.tolist()
@@ -68,8 +69,8 @@ def test_the_places_are_the_records_and_epochs_of_the_order(places):
 
 def test_a_process_has_the_places_of_its_rows():
     rows = np.arange(8, 16)
-    (some,) = training_places(size=RECORDS, batch_size=32, rows=rows, seed=3, steps=range(2, 3))
-    assert some.record.tolist() == records_of_step(2, batch_size=32, size=RECORDS, seed=3)[0][8:16].tolist()
+    (some,) = training_places(ORDER, rows=rows, steps=range(2, 3))
+    assert some.record.tolist() == ORDER.records_of_step(2)[0][8:16].tolist()
 
 
 def test_looked_up_batches_train_as_those_sent_by_the_host(some, images, places, streamed, host_copy):

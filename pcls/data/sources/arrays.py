@@ -1,27 +1,42 @@
-"""Sets that fit in memory as one uint8 array: the embedded digits, and the idx files of the MNIST family."""
+"""Sets of uint8 arrays: the embedded digits, the idx files of the MNIST family, and those that NumPy saved."""
 
 from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
+import zipfile
 import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from pcls.data.preprocessing import Preprocessing
-from pcls.data.sources.source import CropRng, Records
+from pcls.data.sources.source import CropRng, ImageSource, Records, Source, Stored, Unreadable
 from pcls.errors import UserError
 
 IDX_UINT8 = 0x08
 MAX_IDX_BYTES = 1 << 34
 
+# The arrays of an archive or a folder; the first two it must have.
+ARRAYS = ("images", "labels", "class_names", "eval_images", "eval_labels")
+PARTS = (("images", "labels"), ("eval_images", "eval_labels"))
+MAX_NPZ_BYTES = 1 << 34
+# Deflate packs no tighter: what claims more is damaged.
+MAX_DEFLATE_RATIO = 1032
+PIECE_BYTES = 1 << 24
+
+S = TypeVar("S", bound=Source)
+T = TypeVar("T")
+
 
 class ArraySource:
-    """Images in memory.
+    """Images in memory, all of one size.
 
     Args:
       images: [n, height, width, channels] uint8.
@@ -29,6 +44,8 @@ class ArraySource:
       class_names: in label order.
       title: what `name` puts before a record's number.
     """
+
+    groups = None
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], title: str):
         self.images = images
@@ -38,6 +55,10 @@ class ArraySource:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitems__(self, records: Sequence[int]) -> list[Stored]:
+        """The pixels, without a copy."""
+        return [Stored(self.images[record], int(self.labels[record])) for record in records]
 
     def name(self, record: int) -> str:
         """`<title> #<record>`."""
@@ -158,3 +179,261 @@ def _read_idx_body(file: BinaryIO | gzip.GzipFile, path: Path, dimensions: int) 
         found = f"more than {size:,}" if len(body) > size else f"only {len(body):,}"
         raise UserError(f"{path}: {found} of {size:,} bytes follow the header: cut short or damaged; copy it again")
     return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+class Header(NamedTuple):
+    """What an .npy file says of its array.
+
+    Attributes:
+      shape: its sizes.
+      dtype: of one value.
+      start: bytes before the values.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    start: int
+
+    @property
+    def end(self) -> int:
+        """Bytes of the whole file."""
+        return self.start + math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def pixels(self) -> tuple[int, int, int]:
+        """Height, width and channels of one image."""
+        height, width, channels = (*self.shape[1:], 1)[:3]
+        return height, width, channels
+
+
+class PixelStore:
+    """Images of one size in an .npy file; read when asked for, so that the file may be larger than memory.
+
+    Args:
+      path: the file.
+      header: its own.
+      labels: [n] int32.
+    """
+
+    def __init__(self, path: Path, header: Header, labels: np.ndarray):
+        self._path = path
+        self._header = header
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitems__(self, records: Sequence[int]) -> list[Stored]:
+        """Reads the pixels at their places in the file."""
+        try:
+            # By reading, not by a memory map: a file that is cut short under a map kills the process.
+            with self._path.open("rb", buffering=0) as file:
+                images: list[np.ndarray | Unreadable] = [self._pixels(file.fileno(), record) for record in records]
+        except OSError as error:
+            images = [Unreadable(error.strerror or str(error))] * len(records)
+        return [Stored(image, int(self._labels[record])) for image, record in zip(images, records, strict=True)]
+
+    def name(self, record: int) -> str:
+        """`<file> #<record>`."""
+        return f"{self._path} #{record}"
+
+    def _pixels(self, descriptor: int, record: int) -> np.ndarray | Unreadable:
+        size = math.prod(self._header.pixels)
+        data = os.pread(descriptor, size, self._header.start + record * size)
+        if len(data) < size:
+            return Unreadable("the file was cut short")
+        return np.frombuffer(data, np.uint8).reshape(self._header.pixels)
+
+
+def open_arrays(path: Path) -> tuple[ArraySource | ImageSource, ArraySource | ImageSource | None]:
+    """Opens arrays that NumPy saved: an .npz archive, held in memory; or a folder of .npy files, read when asked for.
+
+    Their names: `images` ([n, height, width] or [n, height, width, 1 or 3] uint8) and `labels` ([n] integers); at
+    choice `class_names` ([classes] text), and `eval_images` with `eval_labels`. Without names the classes are 0 to the
+    largest label.
+
+    Returns:
+      The records to train on, and those of `eval_images` where there are such.
+
+    Raises:
+      UserError: the file, the array, and what is wrong with it.
+    """
+    return _open_folder(path) if path.is_dir() else _open_npz(path)
+
+
+def _open_npz(path: Path) -> tuple[ArraySource, ArraySource | None]:
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; an .npz archive or a folder with images.npy is needed")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = _known_arrays(path, {name.removesuffix(".npy"): name for name in archive.namelist()})
+            headers = {name: _member_header(path, archive, name, member) for name, member in members.items()}
+            _check_headers(path, headers)
+            arrays = {name: _member_array(archive, members[name], header) for name, header in headers.items()}
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path}: cannot be read ({reason}); a whole .npz archive is needed") from error
+
+    def source(images: str, labels: np.ndarray, names: tuple[str, ...]) -> ArraySource:
+        pixels = arrays[images].reshape(-1, *headers[images].pixels)
+        return ArraySource(pixels, labels, names, f"{path.name} {images}")
+
+    return _sources(path, arrays, source)
+
+
+def _open_folder(folder: Path) -> tuple[ImageSource, ImageSource | None]:
+    files = _known_arrays(folder, {file.stem: file for file in sorted(folder.glob("*.npy"))})
+    headers = {name: _file_header(file, name) for name, file in files.items()}
+    _check_headers(folder, headers)
+    arrays = {
+        name: np.fromfile(files[name], header.dtype, offset=header.start)
+        for name, header in headers.items()
+        if not name.endswith("images")
+    }
+
+    def source(images: str, labels: np.ndarray, names: tuple[str, ...]) -> ImageSource:
+        return ImageSource(PixelStore(files[images], headers[images], labels), names, labels)
+
+    return _sources(folder, arrays, source)
+
+
+def _sources(
+    path: Path, arrays: Mapping[str, np.ndarray], source: Callable[[str, np.ndarray, tuple[str, ...]], S]
+) -> tuple[S, S | None]:
+    """The training part, and that for evaluation, made by `source` from the name of its images, labels, and classes."""
+    names = _class_names(path, arrays)
+    train, *evaluation = (
+        source(images, _checked_labels(path, labels, arrays[labels], len(names)), names)
+        for images, labels in PARTS
+        if labels in arrays
+    )
+    return train, evaluation[0] if evaluation else None
+
+
+def _known_arrays(path: Path, found: Mapping[str, T]) -> dict[str, T]:
+    if missing := [name for name in PARTS[0] if name not in found]:
+        holds = ", ".join(list(found)[:20]) or "nothing"
+        raise UserError(f"{path}: no array {missing[0]!r}; images and labels are needed, and it holds: {holds}")
+    for name, other in (PARTS[1], PARTS[1][::-1]):
+        if name in found and other not in found:
+            raise UserError(f"{path}: {name} without {other}; add it, or leave both out")
+    return {name: found[name] for name in ARRAYS if name in found}
+
+
+def _file_header(path: Path, name: str) -> Header:
+    try:
+        with path.open("rb") as file:
+            header = _header(path, name, file)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    _check_bytes(path, name, header, size)
+    return header
+
+
+def _member_header(path: Path, archive: zipfile.ZipFile, name: str, member: str) -> Header:
+    about = archive.getinfo(member)
+    with archive.open(about) as file:
+        header = _header(path, name, file)
+    if header.end > MAX_NPZ_BYTES:
+        way = "save the arrays as .npy files in a folder, which are read when asked for"
+        raise UserError(f"{path}: {name} claims {header.end:,} bytes, more than {MAX_NPZ_BYTES:,}; {way}")
+    # The archive's word on sizes is no better than the header's: the bytes that are there bound both.
+    bound = min(about.compress_size, path.stat().st_size) * MAX_DEFLATE_RATIO
+    _check_bytes(path, name, header, min(about.file_size, bound))
+    return header
+
+
+def _header(path: Path, name: str, file: IO[bytes]) -> Header:
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read(file)
+    except ValueError as error:
+        raise UserError(f"{path}: {name} is no .npy array ({' '.join(str(error).split())[:120]})") from error
+    if min(shape, default=0) < 0:
+        raise UserError(f"{path}: {name} is no .npy array (its header claims the shape {list(shape)})")
+    if dtype.hasobject:
+        raise UserError(f"{path}: {name} holds Python objects, which are never loaded; save it as numbers or text")
+    if is_fortran and len(shape) > 1:
+        raise UserError(f"{path}: {name} is in Fortran order; save numpy.ascontiguousarray({name})")
+    return Header(shape, dtype, file.tell())
+
+
+def _check_bytes(path: Path, name: str, header: Header, size: int) -> None:
+    if size != header.end:
+        raise UserError(
+            f"{path}: {name} has {size:,} bytes and its header claims {header.end:,}: "
+            "cut short or damaged; save it again"
+        )
+
+
+def _member_array(archive: zipfile.ZipFile, member: str, header: Header) -> np.ndarray:
+    # Pages of an empty array are taken only as bytes arrive.
+    array = np.empty(header.end - header.start, np.uint8)
+    filled = 0
+    with archive.open(member) as file:
+        file.read(header.start)
+        # To its end, where the archive's checksum is compared.
+        while piece := file.read(PIECE_BYTES):
+            array[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+            filled += len(piece)
+    return array.view(header.dtype)
+
+
+def _check_headers(path: Path, headers: Mapping[str, Header]) -> None:
+    def fail(name: str, what: str) -> NoReturn:
+        raise UserError(f"{path}: {name} {what}")
+
+    for images, labels in PARTS:
+        if images in headers:
+            _check_images(headers[images], partial(fail, images))
+            _check_labels(headers[labels], headers[images].shape[0], partial(fail, labels))
+    names = headers.get("class_names")
+    if names and (names.dtype.kind != "U" or not names.dtype.itemsize or len(names.shape) != 1):
+        fail("class_names", f"is {names.dtype} of shape {list(names.shape)}; text of shape [classes] is needed")
+
+
+def _check_images(header: Header, fail: Callable[[str], NoReturn]) -> None:
+    if header.dtype != np.uint8:
+        fail(f"is {header.dtype}; uint8, from 0 to 255, is needed")
+    if len(header.shape) not in (3, 4):
+        fail(f"has the shape {list(header.shape)}; [n, height, width] or [n, height, width, channels] is needed")
+    if not all(header.shape):
+        fail(f"has the shape {list(header.shape)}: it holds no images")
+    if header.pixels[2] not in (1, 3):
+        fail(f"has the shape {list(header.shape)}; the last size is that of the channels, 1 or 3")
+
+
+def _check_labels(header: Header, images: int, fail: Callable[[str], NoReturn]) -> None:
+    if header.dtype.kind not in "iu":
+        fail(f"is {header.dtype}; whole numbers are needed")
+    if len(header.shape) != 1:
+        fail(f"has the shape {list(header.shape)}; [n] is needed")
+    if header.shape[0] != images:
+        fail(f"has {header.shape[0]:,} values for {images:,} images")
+
+
+def _class_names(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    if "class_names" not in arrays:
+        labels = arrays["labels"]
+        record = int(labels.argmax())
+        if int(labels[record]) >= len(labels):
+            raise UserError(
+                f"{path}: labels has {labels[record]:,} at record {record:,}, and only {len(labels):,} records; "
+                "classes are numbered from 0 without gaps"
+            )
+        return tuple(map(str, range(int(labels[record]) + 1)))
+    names: tuple[str, ...] = tuple(arrays["class_names"].tolist())
+    if len(set(names)) < len(names) or not all(map(str.strip, names)):
+        raise UserError(f"{path}: class_names has an empty name, or one twice; each class needs a name of its own")
+    return names
+
+
+def _checked_labels(path: Path, name: str, labels: np.ndarray, classes: int) -> np.ndarray:
+    """[n] int32."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        label, record = int(labels[wrong[0]]), int(wrong[0])
+        raise UserError(f"{path}: {name} has {label:,} at record {record:,}; the classes are 0 to {classes - 1:,}")
+    return labels.astype(np.int32)

@@ -3,63 +3,133 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from pcls.data.decode import DecodeError, decode
-from pcls.data.preprocessing import Preprocessing
-from pcls.data.sources.source import CropRng, Records
+from pcls.data.sources.source import ImageSource, Stored, Unreadable
 from pcls.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 EVALUATION_FOLDERS = ("val", "validation", "valid", "test")
 
+# A picture of the largest size that is decoded, uncompressed and with 16 bits in four channels, has 800 MB.
+MAX_FILE_BYTES = 1 << 30
 
-class FolderSource:
-    """Image files with labels; read and decoded when asked for."""
 
-    def __init__(self, root: Path, files: list[str], labels: np.ndarray, class_names: tuple[str, ...]):
+class FileStore:
+    """Image files below a folder; read when asked for.
+
+    Args:
+      root: the folder. A link below it must not lead out of it.
+      files: paths below it; or absolute ones, which may lie and lead anywhere.
+      labels: [n] int32.
+    """
+
+    def __init__(self, root: Path, files: Sequence[str], labels: np.ndarray):
         self.root = root
         self.files = files
-        self.labels = labels
-        self.class_names = class_names
+        self._labels = labels
 
     def __len__(self) -> int:
         return len(self.files)
 
+    def __getitems__(self, records: Sequence[int]) -> list[Stored]:
+        """Reads the files one after the other; threads read side by side."""
+        return [Stored(self._bytes(record), int(self._labels[record])) for record in records]
+
     def name(self, record: int) -> str:
-        """The file's path."""
-        return str(self.root / self.files[record])
+        """The file's path; fit to be shown."""
+        return shown(str(self.root / self.files[record]))
 
-    def read(self, records: np.ndarray, preprocessing: Preprocessing, rng: CropRng) -> Records:
-        """Decodes the files; one that fails comes out as zeros, not decoded."""
-        shape = (len(records), preprocessing.height, preprocessing.width, preprocessing.channels)
-        images = np.zeros(shape, np.uint8)
-        decoded = np.zeros(len(records), bool)
-        for index, record in enumerate(records):
-            try:
-                data = (self.root / self.files[record]).read_bytes()
-                images[index] = decode(data, preprocessing, rng(index) if rng else None)
-                decoded[index] = True
-            except (OSError, DecodeError):
-                # Weight 0 downstream: counted and named there by `failure`, and limited.
-                continue
-        return Records(images, self.labels[records], decoded)
-
-    def failure(self, record: int, preprocessing: Preprocessing) -> str:
-        """Decodes once more for the reason; rare, so that batches need not carry texts."""
+    def _bytes(self, record: int) -> bytes | Unreadable:
+        path = self.root / self.files[record]
         try:
-            decode((self.root / self.files[record]).read_bytes(), preprocessing)
+            if not self.files[record].startswith("/") and _leads_out(self.root, path):
+                return Unreadable("is a link that leads out of the folder")
+            status = path.stat()
+            # A pipe or a device would be waited for without end.
+            if not stat.S_ISREG(status.st_mode):
+                return Unreadable("is no regular file")
+            if status.st_size > MAX_FILE_BYTES:
+                return Unreadable(f"{status.st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
+            return path.read_bytes()
         except OSError as error:
-            return f"cannot be read ({error.strerror})"
-        except DecodeError as error:
-            return f"cannot be decoded ({error})"
-        return "could not be decoded before, and can be now"
+            return Unreadable(error.strerror or str(error))
+        # A name out of a manifest may hold a zero byte.
+        except ValueError as error:
+            return Unreadable(str(error))
 
 
-def open_folder(root: Path) -> tuple[FolderSource, FolderSource | None]:
+def shown(name: str) -> str:
+    """A file's name in one line: what cannot be printed, a newline or a byte that is no text, is written as escape."""
+    return name if name.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
+def _leads_out(root: Path, path: Path) -> bool:
+    return _is_outside(root, path) if path.is_symlink() else _folder_is_outside(root, path.parent)
+
+
+def _is_outside(root: Path, path: Path) -> bool:
+    return not path.resolve().is_relative_to(root.resolve())
+
+
+# Remembered: every folder on the way is looked at for it, and the files of a folder have the same way.
+_folder_is_outside = lru_cache(1 << 14)(_is_outside)
+
+
+class ClassFiles(NamedTuple):
+    """The images of all classes.
+
+    Attributes:
+      class_names: lexical, as torchvision orders; the order is saved with the weights.
+      files: paths below the root, class by class.
+      labels: [n] int32.
+    """
+
+    class_names: tuple[str, ...]
+    files: list[str]
+    labels: np.ndarray
+
+
+def class_files(where: str, found: Mapping[str, list[str]]) -> ClassFiles:
+    """Numbers the classes and lists their files.
+
+    Args:
+      where: what messages call the folder.
+      found: class folder -> paths of its images below the root.
+
+    Raises:
+      UserError: no images, one class only, a class without images.
+    """
+    names = sorted(found)
+    files = [file for name in names for file in sorted(found[name])]
+    if not files:
+        raise UserError(f"{where}: no {', '.join(EXTENSIONS)} files in folders below it; one folder a class is needed")
+    if empty := [name for name in names if not found[name]]:
+        raise UserError(f"{where}: no images in the class folder {empty[0]!r}; fill or remove it")
+    if len(names) < 2:
+        raise UserError(f"{where}: only one class, {names[0]!r}; a classifier needs two or more class folders")
+    labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(found[name]) for name in names])
+    return ClassFiles(tuple(names), files, labels)
+
+
+def check_same_classes(where: str, train: Sequence[str], part: str, evaluation: Sequence[str]) -> None:
+    """Raises a UserError where `train` and the evaluation part have not the same classes."""
+    if odd := sorted(set(evaluation) ^ set(train)):
+        raise UserError(f"{where}: train and {part} differ in the classes {', '.join(odd)}; both need the same")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file counts, by its name. Hidden files are thumbnails and leftovers of other programs."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def open_folder(root: Path) -> tuple[ImageSource, ImageSource | None]:
     """Opens a folder of classes.
 
     Returns:
@@ -76,38 +146,42 @@ def open_folder(root: Path) -> tuple[FolderSource, FolderSource | None]:
     for name in EVALUATION_FOLDERS:
         if (root / name).is_dir():
             evaluation = _scan(root / name)
-            if evaluation.class_names != train.class_names:
-                odd = sorted(set(evaluation.class_names) ^ set(train.class_names))
-                raise UserError(f"{root}: train and {name} differ in the classes {', '.join(odd)}; both need the same")
+            check_same_classes(str(root), train.class_names, name, evaluation.class_names)
             return train, evaluation
     return train, None
 
 
-def _scan(root: Path) -> FolderSource:
-    # Lexical, as torchvision orders; the order is saved with the weights.
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    files: list[str] = []
-    labels: list[int] = []
-    empty = []
-    for label, name in enumerate(names):
-        found = sorted(_image_files(root, name))
-        files += found
-        labels += [label] * len(found)
-        if not found:
-            empty.append(name)
-    if not files:
-        raise UserError(f"{root}: no {', '.join(EXTENSIONS)} files in folders below it; one folder a class is needed")
-    if empty:
-        raise UserError(f"{root}: no images in the class folder {empty[0]!r}; fill or remove it")
-    if len(names) < 2:
-        raise UserError(f"{root}: only one class, {names[0]!r}; a classifier needs two or more class folders")
-    return FolderSource(root, files, np.asarray(labels, np.int32), tuple(names))
+def _scan(root: Path) -> ImageSource:
+    try:
+        found = {name: list(_images_below(root, name)) for name in _class_folders(root)}
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+    names, files, labels = class_files(str(root), found)
+    return ImageSource(FileStore(root, files, labels), names, labels)
 
 
-def _image_files(root: Path, name: str) -> Iterator[str]:
-    for folder, folders, entries in os.walk(root / name):
-        # Hidden folders hold thumbnails and checkpoints of other programs.
-        folders[:] = [inner for inner in folders if not inner.startswith(".")]
-        for entry in entries:
-            if entry.lower().endswith(EXTENSIONS) and not entry.startswith("."):
-                yield str(Path(folder, entry).relative_to(root))
+def _class_folders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    for folder in folders:
+        # Told here, once: every single image in it would be unreadable.
+        if folder.is_symlink() and _is_outside(root, Path(folder.path)):
+            raise UserError(
+                f"{folder.path}: is a link that leads out of the folder; "
+                "copy the class here, or list its files in a manifest, by absolute paths"
+            )
+    return [folder.name for folder in folders]
+
+
+def _images_below(root: Path, name: str) -> Iterator[str]:
+    """Paths below the root of a class folder's images, at any depth; links to folders are not followed."""
+    folders = [name]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    # Hidden folders hold thumbnails and checkpoints of other programs.
+                    folders += [] if entry.name.startswith(".") else [f"{folder}/{entry.name}"]
+                elif is_image(entry.name) and not entry.is_dir():
+                    yield f"{folder}/{entry.name}"

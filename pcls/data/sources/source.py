@@ -1,23 +1,42 @@
-"""The protocol of a source, and the part of a source."""
+"""What a source of labelled images is, the one that decodes them, and the part of a source."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from pcls.data.decode import DecodeError, decode, fit_pixels
 from pcls.data.preprocessing import Preprocessing
 
 # Draws the random crop of the i-th record asked for; None: the exact evaluation crop.
 CropRng = Callable[[int], np.random.Generator] | None
 
+LABELS_AT_ONCE = 1024
 
-@dataclass(frozen=True)
-class Records:
-    """Records read from a source.
+
+class Unreadable(NamedTuple):
+    """Stands in for an image whose bytes cannot be had; `reason` in a few words."""
+
+    reason: str
+
+
+class Stored(NamedTuple):
+    """A record as it is stored.
+
+    Attributes:
+      image: the bytes of a JPEG, PNG or WebP file; or pixels [height, width, channels] uint8; or why there are none.
+      label: 0 to classes - 1.
+    """
+
+    image: bytes | np.ndarray | Unreadable
+    label: int
+
+
+class Records(NamedTuple):
+    """Records at the size of a model.
 
     Attributes:
       images: [n, height, width, channels] uint8; zeros where a record could not be decoded.
@@ -30,7 +49,19 @@ class Records:
     decoded: np.ndarray
 
 
-class Source(Protocol):
+class Store(Protocol):
+    """Where stored records come from, by number; safe in several threads, and when sent to another process."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, records: Sequence[int]) -> list[Stored]:
+        """Reads a batch of records in one go; one that cannot be read comes out as `Unreadable`."""
+
+    def name(self, record: int) -> str:
+        """What a person would call the record: its file, or its place in the set."""
+
+
+class Source(Store, Protocol):
     """A set of labelled images with numbers 0 to len - 1."""
 
     @property
@@ -41,16 +72,95 @@ class Source(Protocol):
     def labels(self) -> np.ndarray:
         """[n] int32, each in 0 to classes - 1. Some sources must read every record to know."""
 
-    def __len__(self) -> int: ...
-
-    def name(self, record: int) -> str:
-        """What a person would call the record: its file, or its place in the set."""
+    @property
+    def groups(self) -> np.ndarray | None:
+        """[n] int32: records of one group (a patient, a scene) are never parted by a split; None: each is its own."""
 
     def read(self, records: np.ndarray, preprocessing: Preprocessing, rng: CropRng) -> Records:
-        """Reads records by number; safe to call from several threads."""
+        """Reads records by number and brings them to size."""
 
     def failure(self, record: int, preprocessing: Preprocessing) -> str:
         """Why a record could not be decoded."""
+
+
+class ImageSource:
+    """A source over stored images, which it decodes when asked for them.
+
+    Args:
+      store: where they lie.
+      class_names: in label order.
+      labels: [n] integers; None: they are read with the images.
+      groups: [n] integers, or None.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        class_names: tuple[str, ...],
+        labels: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ):
+        self.store = store
+        self.class_names = class_names
+        self.groups = groups
+        self._labels = labels
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """[n] int32; where the store alone knows them, every record is read once, some at a time."""
+        if self._labels is not None:
+            return np.asarray(self._labels, np.int32)
+        labels = np.empty(len(self), np.int32)
+        for start in range(0, len(self), LABELS_AT_ONCE):
+            records = range(start, min(start + LABELS_AT_ONCE, len(self)))
+            labels[start : records.stop] = [stored.label for stored in self.store.__getitems__(records)]
+        return labels
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitems__(self, records: Sequence[int]) -> list[Stored]:
+        """The records as they are stored."""
+        return self.store.__getitems__(records)
+
+    def name(self, record: int) -> str:
+        """As the store calls it."""
+        return self.store.name(record)
+
+    def read(self, records: np.ndarray, preprocessing: Preprocessing, rng: CropRng) -> Records:
+        """Decodes the records; one that fails comes out as zeros, not decoded."""
+        stored = self.store.__getitems__(records.tolist())
+        images = np.zeros((len(records), *preprocessing.shape), np.uint8)
+        decoded = np.zeros(len(records), bool)
+        for index, (image, _) in enumerate(stored):
+            try:
+                images[index] = _pixels(image, preprocessing, rng(index) if rng else None)
+                decoded[index] = True
+            except DecodeError:
+                # Weight 0 downstream: counted and named there by `failure`, and limited.
+                continue
+        return Records(images, np.asarray([label for _, label in stored], np.int32), decoded)
+
+    def failure(self, record: int, preprocessing: Preprocessing) -> str:
+        """Decodes once more for the reason; rare, so that batches need not carry texts."""
+        (stored,) = self.store.__getitems__([record])
+        if isinstance(stored.image, Unreadable):
+            return f"cannot be read ({stored.image.reason})"
+        try:
+            _pixels(stored.image, preprocessing, None)
+        except DecodeError as error:
+            return f"cannot be decoded ({error})"
+        return "could not be decoded before, and can be now"
+
+
+def _pixels(
+    image: bytes | np.ndarray | Unreadable, preprocessing: Preprocessing, rng: np.random.Generator | None
+) -> np.ndarray:
+    if isinstance(image, Unreadable):
+        raise DecodeError(image.reason)
+    if isinstance(image, bytes):
+        return decode(image, preprocessing, rng)
+    return fit_pixels(image, preprocessing, rng)
 
 
 class Subset:
@@ -75,8 +185,18 @@ class Subset:
         """[n] int32, renumbered."""
         return self._new_label[self._source.labels[self._records]]
 
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Those of the whole."""
+        return None if self._source.groups is None else self._source.groups[self._records]
+
     def __len__(self) -> int:
         return len(self._records)
+
+    def __getitems__(self, records: Sequence[int]) -> list[Stored]:
+        """The records as they are stored, by their number in the part."""
+        stored = self._source.__getitems__(self._records[np.asarray(records)].tolist())
+        return [Stored(image, int(self._new_label[label])) for image, label in stored]
 
     def name(self, record: int) -> str:
         """The record's name in the whole."""

@@ -2,81 +2,42 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from pcls.data.decode import DecodeError, decode, fit
-from pcls.data.preprocessing import Preprocessing
-from pcls.data.sources.source import CropRng, Records
+from pcls.data.sources.source import ImageSource, Stored
 from pcls.errors import UserError
 
 # Validation first, as in folders: a test split may be unlabelled (ImageNet's is), and serves better for the last word.
 EVALUATION_SPLITS = ("validation", "test")
-LABELS_AT_ONCE = 1024
 
 
-class TfdsSource:
+class TfdsStore:
     """One split of a prepared set."""
 
     def __init__(self, builder: Any, split: str):
         import tensorflow_datasets as tfds
 
         self._title = f"{builder.info.name} {split}"
-        self.class_names = tuple(builder.info.features["label"].names)
         # The stored bytes are decoded here, by the same rules as files in a folder.
         self._encoded = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
 
     def __len__(self) -> int:
         return len(self._encoded)
 
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """[n] int32; reads every record once, some at a time: the images come along, encoded."""
-        labels = np.empty(len(self), np.int32)
-        for start in range(0, len(self), LABELS_AT_ONCE):
-            records = range(start, min(start + LABELS_AT_ONCE, len(self)))
-            labels[records] = [example["label"] for example in self._encoded.__getitems__(list(records))]
-        return labels
+    def __getitems__(self, records: Sequence[int]) -> list[Stored]:
+        """Reads a batch of records in one call: ArrayRecord is many times slower one by one."""
+        return [
+            Stored(example["image"], int(example["label"])) for example in self._encoded.__getitems__(list(records))
+        ]
 
     def name(self, record: int) -> str:
         """`<set> <split> #<record>`."""
         return f"{self._title} #{record}"
 
-    def read(self, records: np.ndarray, preprocessing: Preprocessing, rng: CropRng) -> Records:
-        """Reads a batch of records in one call: ArrayRecord is many times slower one by one."""
-        examples = self._encoded.__getitems__([int(record) for record in records])
-        shape = (len(records), preprocessing.height, preprocessing.width, preprocessing.channels)
-        images, decoded = np.zeros(shape, np.uint8), np.zeros(len(records), bool)
-        for index, example in enumerate(examples):
-            try:
-                images[index] = _pixels(example["image"], preprocessing, rng(index) if rng else None)
-                decoded[index] = True
-            except DecodeError:
-                # Weight 0 downstream: counted and named there by `failure`, and limited.
-                continue
-        labels = np.asarray([example["label"] for example in examples], np.int32)
-        return Records(images, labels, decoded)
 
-    def failure(self, record: int, preprocessing: Preprocessing) -> str:
-        """Decodes once more for the reason."""
-        try:
-            _pixels(self._encoded[record]["image"], preprocessing, None)
-        except DecodeError as error:
-            return f"cannot be decoded ({error})"
-        return "could not be decoded before, and can be now"
-
-
-def _pixels(image: Any, preprocessing: Preprocessing, rng: np.random.Generator | None) -> np.ndarray:
-    if isinstance(image, bytes):
-        return decode(image, preprocessing, rng)
-    return fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), preprocessing, rng)
-
-
-def open_tfds(source: str, data_dir: str) -> tuple[TfdsSource, TfdsSource | None]:
+def open_tfds(source: str, data_dir: str) -> tuple[ImageSource, ImageSource | None]:
     """Opens `tfds:NAME[:split]`.
 
     Args:
@@ -112,10 +73,14 @@ def open_tfds(source: str, data_dir: str) -> tuple[TfdsSource, TfdsSource | None
         )
     held_out = next((s for s in EVALUATION_SPLITS if s in splits and s != split.partition("[")[0]), None)
     try:
-        train = TfdsSource(builder, split)
+        train = _source(builder, split)
     except ValueError as error:
         raise UserError(f"tfds:{name} has no split {split!r} ({_first_line(error)})") from error
-    return train, TfdsSource(builder, held_out) if held_out else None
+    return train, _source(builder, held_out) if held_out else None
+
+
+def _source(builder: Any, split: str) -> ImageSource:
+    return ImageSource(TfdsStore(builder, split), tuple(builder.info.features["label"].names))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,14 +1,17 @@
 """Sets in memory: the embedded digits, and idx files in every form and every damage."""
 
+import copy
 import gzip
+import io
 import struct
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
 
 from pcls.data.preprocessing import Preprocessing
-from pcls.data.sources.arrays import ArraySource, open_digits, open_idx, pixel_statistics, read_idx
+from pcls.data.sources.arrays import ArraySource, open_arrays, open_digits, open_idx, pixel_statistics, read_idx
 from pcls.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 5), np.uint8)
@@ -156,3 +159,155 @@ def test_reading_copies_the_records_asked_for():
     assert np.array_equal(read.images[..., 0], IMAGES[[4, 1]])
     assert read.labels.tolist() == [1, 1]
     assert read.decoded.tolist() == [True, True]
+
+
+COLOUR = np.random.default_rng(2).integers(0, 256, (6, 4, 5, 3), np.uint8)
+SAVED = {"images": COLOUR, "labels": LABELS}
+EXACT = Preprocessing(4, 5, 3, (0.0,) * 3, (1.0,) * 3, 1.0)
+
+
+def save(place, arrays, form):
+    """An archive, plain or packed, or a folder of files."""
+    if form == "folder":
+        place.mkdir()
+        for name, array in arrays.items():
+            np.save(place / f"{name}.npy", array)
+        return place
+    file = place.with_suffix(".npz")
+    (np.savez_compressed if form == "packed" else np.savez)(file, **arrays)
+    return file
+
+
+FORMS = ["plain", "packed", "folder"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_saved_arrays_are_read(tmp_path, form):
+    path = save(tmp_path / "set", SAVED, form)
+    source, evaluation = open_arrays(path)
+    assert (len(source), evaluation) == (6, None)
+    assert (source.class_names, source.labels.tolist(), source.labels.dtype) == (("0", "1", "2"), [0, 1, 2] * 2, np.int32)
+    read = source.read(np.array([4, 1]), EXACT, None)
+    assert np.array_equal(read.images, COLOUR[[4, 1]])
+    assert read.labels.tolist() == [1, 1]
+    assert source.name(3) == (f"{path}/images.npy #3" if form == "folder" else "set.npz images #3")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_names_and_an_evaluation_part_are_taken(tmp_path, form):
+    evaluation = {"eval_images": IMAGES[:2], "eval_labels": np.array([2, 2], np.uint8)}
+    names = {"class_names": np.array(["cat", "dog", "emü", "none of it"])}
+    train, held_out = open_arrays(save(tmp_path / "set", {"images": IMAGES, "labels": LABELS} | names | evaluation, form))
+    assert train.class_names == held_out.class_names == ("cat", "dog", "emü", "none of it")
+    assert held_out.labels.tolist() == [2, 2]
+    assert [stored.image.shape for stored in held_out.__getitems__([1])] == [(4, 5, 1)]
+    assert np.array_equal(held_out.__getitems__([1])[0].image[..., 0], IMAGES[1])
+
+
+def test_a_folder_is_read_when_asked_for_also_in_another_process(tmp_path):
+    source = copy.deepcopy(open_arrays(save(tmp_path / "set", SAVED, "folder"))[0])
+    assert np.array_equal(source.__getitems__([5])[0].image, COLOUR[5])
+    file = tmp_path / "set" / "images.npy"
+    with file.open("r+b") as damaged:
+        damaged.truncate(file.stat().st_size - 1)
+    assert source.read(np.array([4, 5]), EXACT, None).decoded.tolist() == [True, False]
+    assert source.failure(5, EXACT) == "cannot be read (the file was cut short)"
+    file.unlink()
+    assert source.failure(0, EXACT) == "cannot be read (No such file or directory)"
+
+
+BAD_ARRAYS = {
+    "no labels": ({"images": COLOUR}, "no array 'labels'; images and labels are needed, and it holds: images"),
+    "keras's names": ({"x_train": COLOUR, "y_train": LABELS}, "no array 'images'; images and labels are needed, and it holds: x_"),
+    "half an evaluation part": (SAVED | {"eval_labels": LABELS}, "eval_labels without eval_images; add it, or leave both out"),
+    "floats": (SAVED | {"images": COLOUR / 255}, "images is float64; uint8, from 0 to 255, is needed"),
+    "flat": (SAVED | {"images": COLOUR.reshape(6, 60)}, "images has the shape [6, 60]; [n, height, width] or"),
+    "channels first": (SAVED | {"images": COLOUR.transpose(0, 3, 1, 2).copy()}, "images has the shape [6, 3, 4, 5]; the last size is that of"),
+    "no images": ({"images": COLOUR[:0], "labels": LABELS[:0]}, "images has the shape [0, 4, 5, 3]: it holds no images"),
+    "Fortran order": (SAVED | {"images": np.asfortranarray(COLOUR)}, "images is in Fortran order; save numpy.ascontiguousarray"),
+    "label column": (SAVED | {"labels": LABELS[:, None]}, "labels has the shape [6, 1]; [n] is needed"),
+    "float labels": (SAVED | {"labels": LABELS / 1}, "labels is float64; whole numbers are needed"),
+    "text labels": (SAVED | {"labels": LABELS.astype(str)}, "labels is <U21; whole numbers are needed"),
+    "fewer labels": (SAVED | {"labels": LABELS[:5]}, "labels has 5 values for 6 images"),
+    "negative label": (SAVED | {"labels": LABELS - 1}, "labels has -1 at record 0; the classes are 0 to 1"),
+    "wild label": (SAVED | {"labels": LABELS * 10**12}, "labels has 2,000,000,000,000 at record 2, and only 6 records; classes"),
+    "label without a name": (SAVED | {"class_names": np.array(["a", "b"])}, "labels has 2 at record 2; the classes are 0 to 1"),
+    "evaluation label without a class": (
+        SAVED | {"eval_images": COLOUR, "eval_labels": LABELS + 1},
+        "eval_labels has 3 at record 2; the classes are 0 to 2",
+    ),
+    "a name twice": (SAVED | {"class_names": np.array(["a", "b", "a"])}, "class_names has an empty name, or one twice; each"),
+    "names that are none": (SAVED | {"class_names": np.arange(3)}, "class_names is int64 of shape [3]; text of shape [classes] is"),
+    "objects": (SAVED | {"labels": np.array([{}] * 6)}, "labels holds Python objects, which are never loaded; save it as"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["plain", "folder"])
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_arrays_that_are_no_set_are_refused(tmp_path, case, form):
+    arrays, message = BAD_ARRAYS[case]
+    path = save(tmp_path / "set", arrays, form)
+    assert complaint(open_arrays, path).startswith((f"{path}: {message}", f"{path}/{message.split()[0]}.npy: {message}"))
+
+
+def npy(shape, body: bytes) -> bytes:
+    """An .npy file whose header claims a shape."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return stream.getvalue() + body
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (npy((6, 4, 5), bytes(119)), "images has 247 bytes and its header claims 248: cut short or damaged; save it again"),
+        (npy((1 << 20, 99, 99), bytes(9)), "images has 137 bytes and its header claims 10,276,045,952: cut short or"),
+        (npy((-6, -4, 5), bytes(120)), "images is no .npy array (its header claims the shape [-6, -4, 5])"),
+        (npy((6, 4, 5), bytes(120))[:30], "images is no .npy array ("),
+        (b"<html>404</html>", "images is no .npy array ("),
+        (b"", "images is no .npy array ("),
+    ],
+)
+@pytest.mark.parametrize("form", ["plain", "packed", "folder"])
+def test_headers_are_not_believed(tmp_path, data, message, form):
+    if form == "folder":
+        path = save(tmp_path / "set", SAVED, form) / "images.npy"
+        path.write_bytes(data)
+        assert complaint(open_arrays, path.parent).startswith(f"{path}: {message}")
+        return
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if form == "packed" else zipfile.ZIP_STORED) as archive:
+        archive.writestr("images.npy", data)
+        archive.write(save(tmp_path / "other", SAVED, "folder") / "labels.npy", "labels.npy")
+    assert complaint(open_arrays, path).startswith(f"{path}: {message}")
+
+
+def test_a_claim_of_more_than_memory_names_the_way_out(tmp_path):
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", npy((1 << 22, 256, 256, 3), b""))
+        archive.writestr("labels.npy", npy((1 << 22,), b""))
+    assert complaint(open_arrays, path) == (
+        f"{path}: images claims 824,633,720,960 bytes, more than 17,179,869,184; "
+        "save the arrays as .npy files in a folder, which are read when asked for"
+    ).replace("824,633,720,960", "824,633,721,088")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-30], "cannot be read (File is not a zip file); a whole .npz archive is needed"),
+        (lambda data: data[:300] + bytes([data[300] ^ 1]) + data[301:], "cannot be read (Bad CRC-32 for file 'images.npy')"),
+        (lambda data: b"", "cannot be read (File is not a zip file)"),
+    ],
+)
+def test_a_damaged_archive_is_named(tmp_path, damage, message):
+    path = save(tmp_path / "set", SAVED, "plain")
+    path.write_bytes(damage(path.read_bytes()))
+    assert complaint(open_arrays, path).startswith(f"{path}: {message}")
+
+
+def test_no_such_archive_is_named(tmp_path):
+    assert complaint(open_arrays, tmp_path / "no.npz") == (
+        f"{tmp_path}/no.npz: there is no such file; an .npz archive or a folder with images.npy is needed"
+    )

@@ -1,0 +1,65 @@
+"""Augmentation on the device, in the compiled step.
+
+The key of each image is a pure function of (seed, epoch, record number): the same picture in the same epoch is
+changed in the same way, whatever the batch, mesh or host that it passes through. Only `mix` looks at a neighbour too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pcls.config.policy import parse_policy
+from pcls.config.schema import AugmentSection
+from pcls.data.augment.colour import Jitter, greyscaled, jittered
+from pcls.data.augment.erasing import erase
+from pcls.data.augment.geometry import flip, shift
+from pcls.data.augment.keys import record_keys
+from pcls.data.augment.mixing import PAIR, mix
+from pcls.data.augment.normalising import mean_colour, normalise
+from pcls.data.augment.policies import changed
+
+__all__ = ["PAIR", "augment", "erase", "flip", "mean_colour", "mix", "normalise", "record_keys", "shift"]
+
+
+def augment(images: Array, keys: Array, section: AugmentSection, fill: Sequence[int] = (128, 128, 128)) -> Array:
+    """Applies what the recipe names and what concerns one image: shift, flip, policy, jitter, greyscale.
+
+    Args:
+      images: [batch, height, width, channels], any type; uint8 for what changes colours.
+      keys: [batch].
+      section: of the recipe.
+      fill: grey level of what a policy's geometric operations bring in, one a channel; `mean_colour` as in timm.
+
+    Returns:
+      The same shape and type.
+    """
+    for change in changes(section, jnp.array(fill[: images.shape[-1]], jnp.uint8)):
+        images = jax.vmap(change)(images, keys)
+    return images
+
+
+def changes(section: AugmentSection, fill: Array) -> list[Callable[[Array, Array], Array]]:
+    """What happens to an image, in its order: functions of it and its key.
+
+    Args:
+      section: of the recipe.
+      fill: [channels] uint8.
+    """
+    found: list[Callable[[Array, Array], Array]] = []
+    if section.shift:
+        found.append(lambda image, key: shift(image, key, section.shift, section.shift_padding or "zero"))
+    if section.flip:
+        found.append(flip)
+    if section.policy:
+        policy = parse_policy(section.policy)
+        found.append(lambda image, key: changed(image, key, policy, fill))
+    jitter = Jitter(section.brightness, section.contrast, section.saturation, section.hue)
+    if any(jitter):
+        found.append(lambda image, key: jittered(image, key, jitter))
+    if section.greyscale:
+        found.append(lambda image, key: greyscaled(image, key, section.greyscale))
+    return found

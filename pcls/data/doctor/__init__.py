@@ -1,0 +1,1 @@
+"""What is wrong with a set of images, found by reading all of it once: `pcls data doctor`."""

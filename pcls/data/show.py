@@ -1,0 +1,87 @@
+"""A picture of a training batch as the model sees it, but for the normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from pcls.config.schema import AugmentSection
+from pcls.data.augment import augment, erase, mean_colour, mix, normalise, record_keys
+from pcls.data.pipeline import Batch
+from pcls.data.preprocessing import Preprocessing
+
+# Small images are enlarged to about this width, by whole factors, so that their pixels stay visible.
+TILE, GAP, LINE = 128, 6, 16
+PAPER, INK = (255, 255, 255), (40, 40, 40)
+
+
+def augmented_images(
+    batch: Batch, section: AugmentSection, preprocessing: Preprocessing, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images of a batch as the training step changes them.
+
+    Args:
+      batch: on the host.
+      section: what changes them.
+      preprocessing: whose mean fills what is erased or moved in.
+      seed: of the run.
+
+    Returns:
+      Images [batch, height, width, channels] uint8, the labels that are mixed in [batch], and the share [batch] of the
+      images' own labels.
+    """
+
+    @jax.jit
+    def change(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        keys = record_keys(jax.random.key(seed), batch.epoch, batch.record)
+        images = augment(batch.image, keys, section, mean_colour(preprocessing))
+        other, share = batch.label, jnp.ones(len(batch.label))
+        if section.mixup or section.cutmix:
+            images, other, share = mix(images, batch.label, batch.weight, keys, section)
+        # What is erased is erased from normalised images.
+        erased = erase(normalise(images, preprocessing, jnp.float32), keys, section)
+        pixels = (erased * jnp.array(preprocessing.std) + jnp.array(preprocessing.mean)) * 255
+        return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8), other, share
+
+    images, other, share = jax.device_get(change(batch))
+    return images, other, share
+
+
+def grid(images: np.ndarray, texts: Sequence[str], columns: int) -> Image.Image:
+    """Images in rows, each with a line of text below it.
+
+    Args:
+      images: [n, height, width, 1 or 3] uint8.
+      texts: of each; too long ones are cut.
+      columns: images in a row.
+    """
+    factor = max(1, TILE // images.shape[2])
+    width, height = images.shape[2] * factor, images.shape[1] * factor
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + LINE + GAP) + GAP), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for number, (pixels, text) in enumerate(zip(images, texts, strict=True)):
+        row, column = divmod(number, columns)
+        left, top = GAP + column * (width + GAP), GAP + row * (height + LINE + GAP)
+        image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")
+        sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top))
+        draw.text((left, top + height + 1), shortened(text, width, font), INK, font)
+    return sheet
+
+
+def shortened(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, with its end replaced by an ellipsis where it is wider than so many pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def caption(label: str, other: str, share: float) -> str:
+    """`cat`, or `70% cat + 30% dog` where another image was mixed in."""
+    return label if share > 0.995 or label == other else f"{share:.0%} {label} + {1 - share:.0%} {other}"
