@@ -45,7 +45,7 @@ def pcls_stream(source, size: int) -> Reader:
     def read(batches: int) -> None:
         nonlocal step
         steps = range(step, step + batches)
-        order, rows = Order(len(source), BATCH, 0), np.arange(BATCH)
+        order, rows = Order(len(source), BATCH, 0), {BATCH: np.arange(BATCH)}
         options = {"order": order, "rows": rows, "random_crop": True, "steps": steps, "workers": Workers(1)}
         with training_batches(source, preprocessing, **options) as stream:
             for batch in stream:

@@ -38,7 +38,7 @@ def pcls_batches(setup, steps: range):
         setup.dataset.train,
         setup.dataset.preprocessing,
         order=setup.order,
-        rows=setup.rows(BATCH),
+        rows={BATCH: setup.rows(BATCH)},
         random_crop=False,
         steps=steps,
         workers=Workers(threads=0),

@@ -112,7 +112,7 @@ def waiting_share(folder: Path) -> tuple[float, float]:
     threads = len(os.sched_getaffinity(0))
 
     def stream(steps: range):
-        options = {"order": Order(len(source), BATCH, 0), "rows": np.arange(BATCH), "random_crop": True}
+        options = {"order": Order(len(source), BATCH, 0), "rows": {BATCH: np.arange(BATCH)}, "random_crop": True}
         return training_batches(source, preprocessing, steps=steps, workers=Workers(threads), **options)
 
     with stream(range(45)) as batches:

@@ -31,7 +31,7 @@ TWINS = {
         "batch_norm.group_size=2",
         "optimizer.warmup=1 steps",
         "data.image_size=40",
-        "data.progressive=[{until: 1 steps, image_size: 32}, {until: 2 steps, image_size: 36}]",
+        "data.progressive=[{until: 2 steps, image_size: 32, batches: 2}]",
     ],
     "imagenet_convnext_tiny": [*ANY_NUMBER, "optimizer.warmup=1 steps"],
     "cifar10_resnet18": [*ANY_NUMBER, "data.source=folder", "optimizer.warmup=1 steps"],

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pcls.cli.data_bench import bench
+from pcls.cli.data_doctor import doctor
 from pcls.cli.data_show import show
 
 app = typer.Typer(help="Look at data, and convert it.", no_args_is_help=True, rich_markup_mode=None)
@@ -51,3 +52,4 @@ def info(
 
 app.command()(show)
 app.command()(bench)
+app.command()(doctor)

@@ -40,7 +40,7 @@ def show(
         dataset.train,
         dataset.preprocessing,
         order=order,
-        rows=rows,
+        rows={order.batch_size: rows},
         random_crop=recipe.data.train_crop != "center",
         steps=range(step - 1, step),
         workers=Workers(threads=0),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pcls.data.crops import crop_draws
 from pcls.data.decode import DecodeError, decode, random_part, resized
 from pcls.data.order import Order
 from pcls.data.pipeline import Workers, training_batches
@@ -98,15 +99,16 @@ def measure_input(
 
 def _parts(stored: Sequence[Stored], preprocessing: Preprocessing) -> tuple[list[np.ndarray], float]:
     """What a random crop needs of each image, and the rate at which it is had."""
-    rng, parts = np.random.default_rng(0), []
+    parts, numbers = [], np.arange(len(stored))
+    draws = crop_draws(0, numbers, numbers)
     start = time.perf_counter()
-    for image, _ in stored:
+    for (image, _), of_image in zip(stored, draws, strict=True):
         if isinstance(image, np.ndarray):
             parts.append(image)
         elif isinstance(image, bytes):
-            part = random_part(image, preprocessing, rng)
+            part = random_part(image, preprocessing, of_image)
             try:
-                parts.append(decode(image, preprocessing, rng) if part is None else part)
+                parts.append(decode(image, preprocessing, of_image) if part is None else part)
             except DecodeError:
                 # Counted by who compares the lengths.
                 continue
@@ -130,7 +132,7 @@ def _rate(stage: Callable[[int], object], images: int = IMAGES) -> float:
 
 def _pipeline_rate(source: Source, preprocessing: Preprocessing, threads: int) -> float:
     """Images/s of the training's own stream over some seconds, after its first batches."""
-    rows, warm_up = np.arange(IMAGES), max(2, threads)
+    rows, warm_up = {IMAGES: np.arange(IMAGES)}, max(2, threads)
     order, steps = Order(len(source), IMAGES, seed=0), range(10**9)
     with training_batches(
         source, preprocessing, order=order, rows=rows, random_crop=True, steps=steps, workers=Workers(threads)

@@ -9,6 +9,7 @@ import numpy as np
 
 from pcls.config.schema import DataSection
 from pcls.data.preprocessing import Preprocessing, imagenet_statistics
+from pcls.data.quarantine import read_quarantine, records_kept
 from pcls.data.sources.arrays import ArraySource, open_arrays, open_digits, open_idx, pixel_statistics
 from pcls.data.sources.cache import cache_folder
 from pcls.data.sources.folder import open_folder
@@ -71,10 +72,7 @@ def open_dataset(section: DataSection, preprocessing: Preprocessing | None = Non
     """
     whole, evaluation = open_source(section)
     if section.quarantine:
-        from pcls.data.quarantine import read_quarantine
-
-        names = read_quarantine(Path(section.quarantine).expanduser())
-        whole, evaluation = _without(names, whole), evaluation and _without(names, evaluation)
+        whole, evaluation = _without_quarantined(section.quarantine, whole, evaluation)
     _check_classes(section, whole)
     dataset = _prepared(section, whole, evaluation, preprocessing)
     _check_expected("data.expect_classes", section.expect_classes, len(dataset.class_names), "classes")
@@ -82,10 +80,12 @@ def open_dataset(section: DataSection, preprocessing: Preprocessing | None = Non
     return dataset
 
 
-def _without(names: frozenset[str], source: Source) -> Source:
-    """The source without the records of these names."""
-    kept = np.asarray([record for record in range(len(source)) if source.name(record) not in names], np.int64)
-    return source if len(kept) == len(source) else Subset(source, kept)
+def _without_quarantined(listed: str, whole: Source, evaluation: Source | None) -> tuple[Source, Source | None]:
+    path = Path(listed).expanduser()
+    sources = [whole] if evaluation is None else [whole, evaluation]
+    kept = records_kept(sources, read_quarantine(path), path)
+    rest = [Subset(source, records) for source, records in zip(sources, kept, strict=True)]
+    return rest[0], rest[1] if len(rest) > 1 else None
 
 
 def _prepared(
@@ -179,7 +179,7 @@ def open_source(section: DataSection) -> tuple[Source, Source | None]:
         case "manifest":
             from pcls.data.sources.manifest import open_manifest
 
-            return open_manifest(path)
+            return open_manifest(path, cache=_cache(section))
         case "arrays":
             return open_arrays(path)
         case "arrayrecord":

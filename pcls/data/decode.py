@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from pcls.data.crops import random_box
 from pcls.data.jpeg import decode_part, is_whole, jpeg_header
 from pcls.data.preprocessing import Preprocessing
 
@@ -32,22 +33,18 @@ UPRIGHT: dict[Any, Image.Transpose] = {
 # Those that exchange width and height.
 SIDEWAYS = tuple(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
-# The area and aspect ratio of a random crop, relative to the image. Source: Szegedy et al. 2015.
-CROP_AREA = (0.08, 1.0)
-CROP_LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))
-
 
 class DecodeError(Exception):
     """An image that cannot be decoded; the text says why, without its name."""
 
 
-def decode(data: bytes, preprocessing: Preprocessing, rng: np.random.Generator | None = None) -> np.ndarray:
+def decode(data: bytes, preprocessing: Preprocessing, draws: np.ndarray | None = None) -> np.ndarray:
     """Decodes a JPEG, PNG or WebP image and cuts it to size.
 
     Args:
       data: the file's bytes.
       preprocessing: the size and channels wanted.
-      rng: draws a random crop; None: the exact evaluation crop.
+      draws: of a random crop, from `crop_draws`; None: the exact evaluation crop.
 
     Returns:
       [height, width, channels] uint8.
@@ -57,11 +54,11 @@ def decode(data: bytes, preprocessing: Preprocessing, rng: np.random.Generator |
     """
     if not data:
         raise DecodeError("the file is empty")
-    part = None if rng is None else random_part(data, preprocessing, rng)
-    return _by_pillow(data, preprocessing, rng) if part is None else resized(part, preprocessing)
+    part = None if draws is None else random_part(data, preprocessing, draws)
+    return _by_pillow(data, preprocessing, draws) if part is None else resized(part, preprocessing)
 
 
-def random_part(data: bytes, preprocessing: Preprocessing, rng: np.random.Generator) -> np.ndarray | None:
+def random_part(data: bytes, preprocessing: Preprocessing, draws: np.ndarray) -> np.ndarray | None:
     """The part of a picture that a random crop wants, upright, by the fast JPEG decoder.
 
     Returns:
@@ -74,7 +71,7 @@ def random_part(data: bytes, preprocessing: Preprocessing, rng: np.random.Genera
         return None
     turn, least = UPRIGHT.get(_orientation(header.exif)), (preprocessing.width, preprocessing.height)
     # Drawn in the file as it lies: areas, aspects and places are as likely in a turned picture.
-    box = _whole_pixels(random_box(header.width, header.height, rng))
+    box = _whole_pixels(random_box(header.width, header.height, draws))
     try:
         part = decode_part(data, header, box, least[::-1] if turn in SIDEWAYS else least, preprocessing.channels)
     except ValueError:
@@ -94,11 +91,11 @@ def _orientation(exif: bytes) -> int | None:
         return None
 
 
-def fit_pixels(pixels: np.ndarray, preprocessing: Preprocessing, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Cuts pixels [height, width, 1 or 3] uint8 to size: a random crop with a generator, else the evaluation's."""
-    if rng is None or pixels.shape[2] != preprocessing.channels:
-        return fit(_image_of(pixels), preprocessing, rng)
-    left, top, right, bottom = _whole_pixels(random_box(pixels.shape[1], pixels.shape[0], rng))
+def fit_pixels(pixels: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None = None) -> np.ndarray:
+    """Cuts pixels [height, width, 1 or 3] uint8 to size: a random crop with draws, else the evaluation's."""
+    if draws is None or pixels.shape[2] != preprocessing.channels:
+        return fit(_image_of(pixels), preprocessing, draws)
+    left, top, right, bottom = _whole_pixels(random_box(pixels.shape[1], pixels.shape[0], draws))
     return resized(pixels[top:bottom, left:right], preprocessing)
 
 
@@ -120,13 +117,13 @@ def resized(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     return cv2.resize(pixels, size, interpolation=interpolation).reshape(preprocessing.shape)
 
 
-def _by_pillow(data: bytes, preprocessing: Preprocessing, rng: np.random.Generator | None) -> np.ndarray:
+def _by_pillow(data: bytes, preprocessing: Preprocessing, draws: np.ndarray | None) -> np.ndarray:
     try:
         # Warnings are PIL's word for damaged EXIF data, which spoils no pixel, and for pictures between once and twice
         # its own limit; ours is the one that holds.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            return fit(_upright(_open(data)), preprocessing, rng)
+            return fit(_upright(_open(data)), preprocessing, draws)
     except DecodeError:
         raise
     # PIL's parsers raise whatever a damaged file makes them meet: struct.error, TypeError, a bomb's error.
@@ -150,16 +147,16 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def fit(image: Image.Image, preprocessing: Preprocessing, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Cuts an opened image to size: a random crop with a generator, else what evaluation sees.
+def fit(image: Image.Image, preprocessing: Preprocessing, draws: np.ndarray | None = None) -> np.ndarray:
+    """Cuts an opened image to size: a random crop with draws, else what evaluation sees.
 
     Returns:
       [height, width, channels] uint8.
     """
     image = _as_mode(image, "L" if preprocessing.channels == 1 else "RGB")
-    if rng is None:
+    if draws is None:
         return np.asarray(evaluation_crop(image, preprocessing), np.uint8).reshape(preprocessing.shape)
-    box = random_box(image.width, image.height, rng)
+    box = random_box(image.width, image.height, draws)
     size = (preprocessing.width, preprocessing.height)
     return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box), np.uint8).reshape(preprocessing.shape)
 
@@ -217,21 +214,6 @@ def _padded(image: Image.Image, wanted: tuple[int, int], preprocessing: Preproce
     canvas = Image.new(image.mode, size, tuple(level) if image.mode == "RGB" else level[0])
     canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
     return canvas
-
-
-def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """A random part of an image: 8 to 100 % of its area, aspect 3/4 to 4/3. Source: Szegedy et al. 2015."""
-    for _ in range(10):
-        area = rng.uniform(*CROP_AREA) * width * height
-        aspect = math.exp(rng.uniform(*CROP_LOG_ASPECT))
-        box_width, box_height = math.sqrt(area * aspect), math.sqrt(area / aspect)
-        if box_width <= width and box_height <= height:
-            left, top = rng.uniform(0, width - box_width), rng.uniform(0, height - box_height)
-            return left, top, left + box_width, top + box_height
-    # A very long image fits no such crop: take its largest centred square.
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
 
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:

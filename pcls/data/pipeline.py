@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -12,9 +12,10 @@ import grain
 import numpy as np
 from absl import flags
 
+from pcls.data.crops import crop_draws
 from pcls.data.order import Order, evaluation_records
 from pcls.data.preprocessing import Preprocessing
-from pcls.data.sources.source import CropRng, Source
+from pcls.data.sources.source import Source
 from pcls.errors import UserError
 
 PREFETCHED_BATCHES = 8
@@ -53,6 +54,18 @@ class Workers(NamedTuple):
     processes: int = 0
 
 
+class Update(NamedTuple):
+    """What one update of the model takes.
+
+    Attributes:
+      image_size: height and width of its images; 0: as the preprocessing says.
+      batches: of the recipe's size, taken together.
+    """
+
+    image_size: int = 0
+    batches: int = 1
+
+
 class Places(NamedTuple):
     """A batch of a set that lives on the devices.
 
@@ -70,11 +83,11 @@ def training_batches(
     preprocessing: Preprocessing,
     *,
     order: Order,
-    rows: np.ndarray,
+    rows: Mapping[int, np.ndarray],
     random_crop: bool,
-    steps: range,
+    steps: Sequence[int],
     workers: Workers,
-    size_at: Callable[[int], int] | None = None,
+    update_at: Callable[[int], Update] = lambda step: Update(),
     warn: Callable[[str], None] | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """Streams training batches, read ahead; close it by leaving the `with` block.
@@ -83,11 +96,11 @@ def training_batches(
       source: what is trained on.
       preprocessing: size of the images.
       order: which records a global step holds; its seed is that of the crops too.
-      rows: the rows of the global batch that this process feeds.
+      rows: number of images of a global update -> the rows of it that this process feeds.
       random_crop: cut files by random crops instead of the evaluation's.
-      steps: the global steps wanted, from 0.
+      steps: the global steps wanted, counted from 0; those at which an update begins.
       workers: who reads.
-      size_at: height and width at a step; None: those of `preprocessing`.
+      update_at: what the update that begins at a step takes.
       warn: hears of worker processes that died and were replaced; None: nobody does.
 
     Raises:
@@ -95,14 +108,12 @@ def training_batches(
     """
 
     def batch(step: int) -> Batch:
-        records, epochs = order.records_of_step(step)
-        records, epochs = records[rows], epochs[rows]
-        # What fills a step up is read like record 0; it counts for nothing.
-        key = np.maximum(records, 0)
-        rng: CropRng = (lambda i: np.random.default_rng((order.seed, epochs[i], key[i]))) if random_crop else None
-        size = size_at(step) if size_at else None
+        size, batches = update_at(step)
+        parts = [order.records_of_step(step + number) for number in range(batches)]
+        records, epochs = (np.concatenate(part)[rows[batches * order.batch_size]] for part in zip(*parts, strict=True))
+        draws = crop_draws(order.seed, epochs, records) if random_crop else None
         sized = replace(preprocessing, height=size, width=size) if size else preprocessing
-        return _read(source, sized, records, epochs, rng)
+        return _read(source, sized, records, epochs, draws)
 
     with closing(_read_ahead(batch, steps, workers, warn)) as batches:
         yield batches
@@ -130,39 +141,41 @@ def evaluation_batches(
         yield batches
 
 
-def _read(source: Source, preprocessing: Preprocessing, records: np.ndarray, epochs: np.ndarray, rng: CropRng) -> Batch:
+def _read(
+    source: Source, preprocessing: Preprocessing, records: np.ndarray, epochs: np.ndarray, draws: np.ndarray | None
+) -> Batch:
     # Padding reads record 0 like any other: rare, and it keeps one shape and one path.
-    read = source.read(np.maximum(records, 0), preprocessing, rng)
+    read = source.read(np.maximum(records, 0), preprocessing, draws)
     weight = (read.decoded & (records >= 0)).astype(np.float32)
     return Batch(read.images, read.labels, weight, records.astype(np.int32), epochs.astype(np.int32))
 
 
 def _read_ahead(
-    batch: Callable[[int], Batch], indices: range, workers: Workers, warn: Callable[[str], None] | None
+    batch: Callable[[int], Batch], steps: Sequence[int], workers: Workers, warn: Callable[[str], None] | None
 ) -> Generator[Batch]:
     """The batches in order. A worker process that dies is replaced, from the first batch that was not given out on."""
-    deaths = 0
-    while indices:
-        batches = _iterator(batch, indices, workers)
+    given = deaths = 0
+    while given < len(steps):
+        batches = _iterator(batch, steps[given:], workers)
         try:
             for read in batches:
                 yield read
-                indices = indices[1:]
+                given += 1
             return
         except RuntimeError as error:
             if WORKER_DIED not in str(error):
                 raise
             deaths += 1
-            _tell_of_death(deaths, indices.start, workers, warn, error)
+            _tell_of_death(deaths, steps[given], workers, warn, error)
         finally:
             batches.close()
 
 
-def _iterator(batch: Callable[[int], Batch], indices: range, workers: Workers) -> Any:
+def _iterator(batch: Callable[[int], Batch], steps: Sequence[int], workers: Workers) -> Any:
     if not flags.FLAGS.is_parsed():
         # Grain reads absl flags, which fail in a program that never parsed any.
         flags.FLAGS.mark_as_parsed()
-    dataset = grain.MapDataset.range(indices.start, indices.stop).map(batch)
+    dataset = grain.MapDataset.range(len(steps)).map(lambda index: batch(steps[index]))
     ahead = max(PREFETCHED_BATCHES, workers.threads) if workers.threads else 0
     if not workers.processes:
         return iter(dataset.to_iter_dataset(grain.ReadOptions(workers.threads, ahead)))

@@ -43,7 +43,7 @@ def augmented_images(
         if section.mixup or section.cutmix:
             images, other, share = mix(images, batch.label, batch.weight, keys, section)
         # What is erased is erased from normalised images.
-        erased = erase(normalise(images, preprocessing, jnp.float32), keys, section)
+        erased = erase(normalise(images, preprocessing, jnp.dtype("float32")), keys, section)
         pixels = (erased * jnp.array(preprocessing.std) + jnp.array(preprocessing.mean)) * 255
         return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8), other, share
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pcls.data.crops import crop_draws
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.source import Source
 
@@ -67,7 +68,7 @@ def reading_rate(
         rng, count = np.random.default_rng(thread), 0
         while time.perf_counter() < end:
             records = rng.integers(len(source), size=RECORDS_AT_ONCE)
-            source.read(records, preprocessing, (lambda _: rng) if random_crop else None)
+            source.read(records, preprocessing, crop_draws(0, records, records) if random_crop else None)
             count += len(records)
         return count
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pcls.checkpoint.store import CheckpointStore
 from pcls.config.load import flat_recipe
 from pcls.data.dataset import Dataset
 from pcls.data.order import Order
-from pcls.data.pipeline import Batch, Places, Workers, training_batches, training_places
+from pcls.data.pipeline import Batch, Places, Update, Workers, training_batches, training_places
 from pcls.data.workers import measure_threads
 from pcls.errors import RestartRequested, UserError
 from pcls.evaluation.count import Predictions
@@ -36,7 +36,7 @@ from pcls.run.setup import Setup, images_on_devices
 from pcls.run.signals import stop_requests
 from pcls.training.loop import Meter, Step, train_loop
 from pcls.training.program import Program
-from pcls.training.progressive import SizedStep, size_at, sizes_from
+from pcls.training.progressive import SizedStep, phase_at, programs_from, update_at, updates_from
 from pcls.training.recalibration import mean_statistics
 from pcls.training.state import TrainState
 from pcls.training.tables import state_text, write_parameter_table
@@ -87,6 +87,7 @@ class Session:
         # Every process traces its own devices.
         self._profiler = Profiler(folder.path / TENSORBOARD, profile, self._say)
         self._image_share_of_peak = image_share_of_peak(setup)
+        self._rows = setup.rows(setup.plan.batch_size)
         self._at_end = ExitStack()
         self._sinks: list[MetricFiles | Wandb] = []
         self._result: tuple[Evaluation, Predictions] | None = None
@@ -97,7 +98,7 @@ class Session:
         if self._console:
             self._open(first)
         try:
-            with self._batches(range(first, plan.steps)) as batches, stop_requests(self._say) as self.stop_requested:
+            with self._batches(first) as batches, stop_requests(self._say) as self.stop_requested:
                 one, many = self._steps(first)
                 self._goodput.start_training()
                 self._profiler.after(first, first + plan.together(first))
@@ -122,7 +123,8 @@ class Session:
             self._undecodable.inspect(batch)
         stacked = batch.record.ndim == 2
         sharding = self._setup.stacked_sharding if stacked else self._setup.batch_sharding
-        return place(batch, sharding, self._setup.plan.batch_size)
+        batches = batch.record.shape[-1] // len(self._rows)
+        return place(batch, sharding, batches * self._setup.plan.batch_size)
 
     def progress(self, meter: Meter, step: int) -> None:
         """Redraws the progress line now and then."""
@@ -211,30 +213,33 @@ class Session:
 
     def _sized_step(self, first: int) -> SizedStep:
         setup = self._setup
-        height = setup.preprocessing.height
-        sizes = sizes_from(setup.recipe.data, first, setup.plan.steps, setup.plan.epoch_steps, height)
-        step = SizedStep(setup.train_step_of_size, sizes)
+        step = SizedStep(setup.train_step_of, programs_from(setup.phases, first), setup.plan.batch_size)
         self._at_end.callback(step.close)
         return step
 
-    def _batches(self, steps: range) -> AbstractContextManager[Iterator[Any]]:
-        """Of these steps: images, or places of a set that lives on the devices."""
-        if not self._setup.recipe.data.on_device:
-            return self._host_batches(steps)
+    def _batches(self, first: int) -> AbstractContextManager[Iterator[Any]]:
+        """From a step on: images, or places of a set that lives on the devices."""
         setup = self._setup
-        return nullcontext(training_places(setup.order, rows=setup.rows(setup.plan.batch_size), steps=steps))
+        if setup.phases:
+            return self._host_batches(updates_from(setup.phases, first))
+        steps = range(first, setup.plan.steps)
+        if not setup.recipe.data.on_device:
+            return self._host_batches(steps)
+        return nullcontext(training_places(setup.order, rows=self._rows, steps=steps))
 
-    def _host_batches(self, steps: range) -> AbstractContextManager[Iterator[Batch]]:
-        data, dataset = self._setup.recipe.data, self._setup.dataset
+    def _host_batches(self, steps: Sequence[int]) -> AbstractContextManager[Iterator[Batch]]:
+        setup, dataset = self._setup, self._setup.dataset
+        sizes = {setup.plan.batch_size * update.batches for update in (Update(), *programs_from(setup.phases, 0))}
         return training_batches(
             dataset.train,
             dataset.preprocessing,
-            order=self._setup.order,
-            rows=self._setup.rows(self._setup.plan.batch_size),
-            random_crop=data.train_crop != "center",
+            order=setup.order,
+            rows={size: setup.rows(size) for size in sizes},
+            random_crop=setup.recipe.data.train_crop != "center",
             steps=steps,
             workers=self._workers,
-            size_at=self._size_at if data.progressive else None,
+            # Sent to other processes: it must not hold the session.
+            update_at=partial(update_at, setup.phases),
             warn=self._say,
         )
 
@@ -253,13 +258,10 @@ class Session:
 
     def _relative_area(self, step: int) -> float:
         """The area of a finished step's images to that of the largest: what their convolutions cost."""
-        if not self._setup.recipe.data.progressive:
+        if not self._setup.phases:
             return 1.0
-        return (self._size_at(step - 1) / self._setup.batch_shapes.image.shape[1]) ** 2
-
-    def _size_at(self, step: int) -> int:
-        setup = self._setup
-        return size_at(setup.recipe.data, step, setup.plan.epoch_steps, setup.preprocessing.height)
+        size = phase_at(self._setup.phases, step - 1).image_size
+        return (size / self._setup.batch_shapes.image.shape[1]) ** 2
 
     def _deliver(self, state: TrainState) -> Run:
         """Writes the bundle and the last evaluation."""

@@ -33,6 +33,7 @@ class Plan:
       epoch_steps: records / batch size, a fraction where they do not divide.
       batch_size: images in a global step.
       at_once: steps given to the devices together, where nothing is due in between.
+      batches_at: how many batches the update that begins at a step takes; its steps are then finished together.
       evaluate_every, save_every, log_every: steps, 1 or more; fractions where an epoch is one.
     """
 
@@ -43,15 +44,16 @@ class Plan:
     save_every: float
     log_every: float
     at_once: int = 1
+    batches_at: Callable[[int], int] = lambda step: 1
 
     def next_due(self, step: int, every: float) -> int:
         """The first step after `step` that a multiple of `every`, rounded, falls on; all is due after the last step."""
         multiples = (round_half_up(n * every) for n in itertools.count(int(step / every)))
         return min(self.steps, next(multiple for multiple in multiples if multiple > step))
 
-    def due(self, step: int, every: float) -> bool:
-        """Whether a multiple of `every`, rounded, falls on this step."""
-        return self.next_due(step - 1, every) == step
+    def due(self, first: int, step: int, every: float) -> bool:
+        """Whether a multiple of `every`, rounded, falls after the step `first`, and on `step` or before it."""
+        return self.next_due(first, every) <= step
 
     def together(self, step: int) -> int:
         """How many steps after `step` to dispatch at once: `at_once`, or 1 on the way to what is due sooner."""
@@ -110,19 +112,20 @@ def train_loop(
         with meter.waiting():
             batch = next(batches) if count == 1 else _stacked(batches, count)
         state, metrics = (train_step if count == 1 else train_steps)(state, hooks.place(batch))
+        count *= plan.batches_at(first)
         step += count
         # One dispatch late: the devices are busy with this one while the host reads the last one's numbers.
         meter.count(step, count, metrics)
         hooks.progress(meter, step)
-        if plan.next_due(first, plan.log_every) <= step and meter.has_numbers:
+        if plan.due(first, step, plan.log_every) and meter.has_numbers:
             hooks.log(meter.row(step))
         if step == plan.steps:
             state = hooks.finish(state)
-        if plan.due(step, plan.evaluate_every):
+        if plan.due(first, step, plan.evaluate_every):
             with meter.paused():
                 state = state.with_best(hooks.evaluate(state, step))
         stopping = step < plan.steps and hooks.stop_requested(step)
-        if stopping or plan.due(step, plan.save_every):
+        if stopping or plan.due(first, step, plan.save_every):
             hooks.save(state, step)
         if stopping:
             return state, False

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from pcls.config.schema import OptimizerSection, ScaleRule
@@ -97,11 +98,38 @@ def make_optimizer(
     rows = {row.path: row for row in parameter_table(section, params)}
     optimizer = optax.chain(
         *_clipping(section),
-        *_update_rule(section, optax.scale_by_learning_rate(schedule), rows),
+        *_update_rule(section, _by_rate(schedule, grows=section.lr_per_256), rows),
         _by_factor(lambda path: rows[path].lr_scale),
     )
     frozen = {path: row.rule == FROZEN for path, row in rows.items()}
     return optax.selective_transform(optimizer, freeze_mask=frozen) if any(frozen.values()) else optimizer
+
+
+def _by_rate(schedule: optax.Schedule, *, grows: bool) -> optax.GradientTransformationExtraArgs:
+    """Multiplies by the rate and turns downhill.
+
+    An update of several batches moves the schedule on by as many steps; where the rate grows with the batch, it is so
+    many times as high.
+    """
+
+    def init(params: optax.Params) -> optax.ScaleByScheduleState:
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+    def update(
+        updates: optax.Updates,
+        state: optax.ScaleByScheduleState,
+        params: optax.Params | None = None,
+        *,
+        batches: int = 1,
+        **others: Any,
+    ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
+        del params, others
+        rate = -schedule(state.count) * (batches if grows else 1)
+        steps = jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates)
+        return steps, optax.ScaleByScheduleState(count=state.count + batches)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _first_match(key: str, rules: Sequence[ScaleRule], paths: Iterable[str]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from pcls.config.schema import MeshSection, Recipe
 from pcls.data.augment import PAIR
 from pcls.data.order import Order
-from pcls.data.pipeline import Batch, Places
+from pcls.data.pipeline import Batch, Places, Update
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.models.registry import define_model
@@ -38,7 +38,7 @@ from pcls.parallel.mesh import (
 from pcls.parallel.rules import PRESETS, Layout, Rule, matched_rules, spec
 from pcls.training.loop import Plan
 from pcls.training.optimizers import make_optimizer
-from pcls.training.progressive import check_progressive, largest_size
+from pcls.training.progressive import Phase, check_progressive, largest_update, phases_of, update_at
 from pcls.training.recalibration import make_statistics_step
 from pcls.training.resident import resident_step, resident_steps
 from pcls.training.schedules import learning_rate
@@ -64,6 +64,7 @@ class Program:
       model, schedule, optimizer: of the recipe.
       training: what BatchNorm normalises over.
       order: of the training records.
+      phases: of progressive training; empty without it.
       plan: how long, how often what.
     """
 
@@ -77,6 +78,7 @@ class Program:
     optimizer: optax.GradientTransformation
     training: TrainingPass
     order: Order
+    phases: tuple[Phase, ...]
     plan: Plan
 
     @cached_property
@@ -105,20 +107,18 @@ class Program:
 
     @cached_property
     def batch_shapes(self) -> Batch:
-        """Shape, type and sharding of a training batch, of the largest images that occur."""
-        height, width = self.preprocessing.height, self.preprocessing.width
-        if self.recipe.data.progressive:
-            height = width = largest_size(self.recipe.data, self.plan.steps, self.plan.epoch_steps, height)
-        return self._batch_shapes(height, width)
+        """Shape, type and sharding of a training batch, of the largest that occurs."""
+        return self._batch_shapes(largest_update(self.phases) if self.phases else Update())
 
-    def _batch_shapes(self, height: int, width: int) -> Batch:
-        size = self.plan.batch_size
+    def _batch_shapes(self, update: Update) -> Batch:
+        images = self.plan.batch_size * update.batches
+        height, width = (update.image_size or side for side in (self.preprocessing.height, self.preprocessing.width))
         shapes = Batch(
-            image=((size, height, width, self.preprocessing.channels), jnp.uint8),
-            label=((size,), jnp.int32),
-            weight=((size,), jnp.float32),
-            record=((size,), jnp.int32),
-            epoch=((size,), jnp.int32),
+            image=((images, height, width, self.preprocessing.channels), jnp.uint8),
+            label=((images,), jnp.int32),
+            weight=((images,), jnp.float32),
+            record=((images,), jnp.int32),
+            epoch=((images,), jnp.int32),
         )
         return Batch(*(jax.ShapeDtypeStruct(*shape, sharding=self.batch_sharding) for shape in shapes))
 
@@ -187,9 +187,9 @@ class Program:
         """The compiled training step: state donated and staying where it is, metrics on every device."""
         return self._compiled(self.step, self.batch_sharding)
 
-    def train_step_of_size(self, size: int) -> Any:
-        """The same for images of one height and width, compiled now."""
-        return self.train_step().lower(self.state_shapes, self._batch_shapes(size, size)).compile()
+    def train_step_of(self, update: Update) -> Any:
+        """The same for updates of one kind, compiled now."""
+        return self.train_step().lower(self.state_shapes, self._batch_shapes(update)).compile()
 
     def train_steps(self) -> Any:
         """The same for several steps in one program; takes their batches stacked."""
@@ -287,6 +287,11 @@ def make_program(
     layout = chosen_layout(recipe.mesh)
     image_bytes = preprocessing.height * preprocessing.width * preprocessing.channels
     plan = make_plan(recipe, order, image_bytes=image_bytes, platform=mesh.devices.flat[0].platform)
+    phases: tuple[Phase, ...] = ()
+    if recipe.data.progressive:
+        phases = phases_of(recipe.data, plan.steps, plan.epoch_steps, preprocessing.height)
+        _check_growing_batches(recipe, phases)
+        plan = replace(plan, batches_at=lambda step: update_at(phases, step).batches)
     schedule = learning_rate(
         recipe.optimizer, steps=plan.steps, epoch_steps=plan.epoch_steps, batch_size=plan.batch_size
     )
@@ -301,8 +306,17 @@ def make_program(
         optimizer=make_optimizer(recipe.optimizer, schedule, model.params),
         training=training,
         order=order,
+        phases=phases,
         plan=plan,
     )
+
+
+def _check_growing_batches(recipe: Recipe, phases: Sequence[Phase]) -> None:
+    if recipe.batch_norm.over == "per_shard" and any(phase.batches > 1 for phase in phases):
+        raise UserError(
+            "data.progressive: batches has no meaning with batch_norm.over=per_shard, whose groups would grow with it; "
+            "write batch_norm.over=groups"
+        )
 
 
 def chosen_layout(section: MeshSection) -> Layout:

@@ -67,6 +67,7 @@ def make_train_step(
       gradient_shardings: where the gradients are brought, one after the other; the last is where updates are computed.
     """
     loss_of, accumulate = LOSSES[recipe.train.loss], recipe.train.accumulate
+    update = optax.with_extra_args_support(optimizer).update
     dtype, fill = jnp.dtype(recipe.train.precision), mean_colour(preprocessing)
 
     def summed_loss(running: Arrays, params: Arrays, micro: tuple[Batch, Array]) -> tuple[Array, Sums]:
@@ -94,7 +95,8 @@ def make_train_step(
         return sharpness_aware(gradients, recipe.train.sam_rho) if recipe.train.sam_rho else gradients
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One update; a step whose loss or gradient is not finite only counts."""
+        """One update, of one or several batches; one whose loss or gradient is not finite only counts."""
+        batches = max(1, len(batch.label) // recipe.train.batch_size)
         keys = record_keys(jax.random.wrap_key_data(state.key), batch.epoch, batch.record)
         gradients = gradients_of(partial(summed_loss, state.stats))
         (loss, sums), grads = gradients(state.params, (batch, keys))
@@ -103,7 +105,7 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         for shardings in gradient_shardings:
             grads = jax.lax.with_sharding_constraint(grads, dict(shardings))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = update(grads, state.opt_state, state.params, batches=batches)
         params = optax.apply_updates(state.params, updates)
         stats = moved(state.stats, sums.stats, recipe.batch_norm.momentum)
         proposed = replace(
@@ -111,13 +113,13 @@ def make_train_step(
             params=params,
             stats=stats,
             opt_state=opt_state,
-            ema=moving_average(state, params, stats, recipe.train.ema_decay),
-            last_good_step=state.step + 1,
+            ema=moving_average(state, params, stats, recipe.train.ema_decay**batches),
+            last_good_step=state.step + batches,
         )
         # where, not multiply: 0 * nan is nan, so a scaled update would still poison the weights.
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
         metrics = {"loss": loss, "correct": sums.correct, "weight": sums.weight, "finite": finite}
-        return replace(kept, step=state.step + 1), {name: v.astype(jnp.float32) for name, v in metrics.items()}
+        return replace(kept, step=state.step + batches), {name: v.astype(jnp.float32) for name, v in metrics.items()}
 
     return train_step
 
@@ -128,7 +130,13 @@ def moved(running: Arrays, batch: Arrays, momentum: float) -> Arrays:
 
 
 def moving_average(state: TrainState, params: Arrays, stats: Arrays, decay: float) -> tuple[Arrays, Arrays] | None:
-    """The averages after a step; young averages forget faster, so that the initial weights do not linger."""
+    """The averages after an update; young ones forget faster, so that the initial weights do not linger.
+
+    Args:
+      state: before the update.
+      params, stats: after it.
+      decay: share that they keep.
+    """
     if state.ema is None:
         return None
     step = state.step.astype(jnp.float32)

@@ -1,8 +1,11 @@
 """timm's names of policies, and what the augment section refuses."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 
 from pcls.config import Recipe, with_overrides
 from pcls.config.policy import AugMix, RandAugment, TrivialAugment, parse_policy
@@ -86,3 +89,15 @@ def test_what_has_no_meaning_or_no_effect_is_refused_in_a_line_that_says_what_is
         with_overrides(Recipe(), overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_recipe_of_the_page_about_augmentation_is_one():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "augmentation.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    keys = {
+        f"{section}.{key}": value for section, values in yaml.safe_load(block).items() for key, value in values.items()
+    }
+    changed = with_overrides(Recipe(), keys)
+    assert changed.augment.mixes and changed.augment.policy and changed.augment.erase
+    named = set(re.findall(r"^\| `([a-z_`, ]+)` \|", page, re.MULTILINE))
+    assert {key for row in named for key in row.split("`, `")} == set(type(changed.augment).model_fields)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from pcls.data.crops import ATTEMPTS, crop_draws, random_box
 from pcls.data.decode import (
     UPRIGHT,
     DecodeError,
@@ -20,7 +21,6 @@ from pcls.data.decode import (
     decode,
     evaluation_size,
     fit_pixels,
-    random_box,
     resized,
 )
 from pcls.data.jpeg import jpeg_header
@@ -31,6 +31,11 @@ PHOTO = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
 
 def target(height: int, width: int, channels: int = 3, crop_pct: float = 1.0) -> Preprocessing:
     return Preprocessing(height, width, channels, (0.0,) * channels, (1.0,) * channels, crop_pct)
+
+
+def draws(seed: int) -> np.ndarray:
+    """Of one random crop."""
+    return crop_draws(seed, np.zeros(1, int), np.zeros(1, int))[0]
 
 
 def encoded(image: Image.Image | np.ndarray, form: str = "PNG", **options) -> bytes:
@@ -162,8 +167,8 @@ def test_damaged_exif_data_spoil_no_pixel(place, value):
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875])
 def test_extreme_shapes_decode(size, crop_pct):
     data = encoded(Image.new("RGB", size, (10, 20, 30)))
-    for rng in (None, np.random.default_rng(0)):
-        image = decode(data, target(8, 8, crop_pct=crop_pct), rng)
+    for drawn in (None, draws(0)):
+        image = decode(data, target(8, 8, crop_pct=crop_pct), drawn)
         assert (image == np.array([10, 20, 30])).all()
 
 
@@ -238,12 +243,6 @@ def test_a_damaged_file_gives_pixels_or_a_reason(form, cut, changes):
 SIZES = st.integers(1, 20_000)
 
 
-def assert_inside(box, width, height):
-    left, top, right, bottom = box
-    assert -1e-6 * width <= left < right <= width * (1 + 1e-6)
-    assert -1e-6 * height <= top < bottom <= height * (1 + 1e-6)
-
-
 @given(SIZES, SIZES, st.integers(1, 512), st.integers(1, 512), st.floats(0.1, 1), st.sampled_from(CROP_MODES))
 def test_the_evaluation_resizes_to_what_its_mode_says(width, height, w, h, crop_pct, mode):
     resized = evaluation_size((width, height), replace(target(h, w, crop_pct=crop_pct), crop_mode=mode))
@@ -286,10 +285,10 @@ def test_a_random_crop_of_a_jpeg_is_the_one_that_pillow_would_cut(no_pillow, opt
     data = photo(**options)
     whole = Image.open(io.BytesIO(data)).convert("L" if channels == 1 else "RGB")
     for seed in range(5):
-        box = _whole_pixels(random_box(320, 240, np.random.default_rng(seed)))
+        box = _whole_pixels(random_box(320, 240, draws(seed)))
         # Enlarged, so that antialiasing has no part in it.
         expected = np.asarray(whole.crop(box).resize((400, 400), Image.Resampling.BILINEAR))
-        found = decode(data, target(400, 400, channels), np.random.default_rng(seed))
+        found = decode(data, target(400, 400, channels), draws(seed))
         assert np.abs(found.squeeze().astype(int) - expected).mean() < 2.5
 
 
@@ -305,9 +304,10 @@ def test_random_crops_of_turned_cameras_are_upright(no_pillow, orientation):
     undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
     if orientation in UPRIGHT:
         stored = stored.transpose(undo.get(orientation, UPRIGHT[orientation]))
-    found = decode(encoded(stored, "JPEG", exif=exif), target(32, 32), np.random.default_rng(2)).astype(int)
+    middle = np.tile([0.6, 0.5, 0.5, 0.5], (ATTEMPTS, 1))
+    found = decode(encoded(stored, "JPEG", exif=exif), target(32, 32), middle).astype(int)
     assert found[-1, :, 1].mean() - found[0, :, 1].mean() > 150
-    assert found[:, 0, 0].mean() - found[:, -1, 0].mean() > 40
+    assert found[:, 0, 0].mean() - found[:, -1, 0].mean() > 100
 
 
 def test_a_crop_of_a_large_photograph_is_decoded_at_a_fraction_and_shows_the_same(no_pillow, monkeypatch):
@@ -315,15 +315,14 @@ def test_a_crop_of_a_large_photograph_is_decoded_at_a_fraction_and_shows_the_sam
     monkeypatch.setattr("pcls.data.decode.resized", lambda part, pre: sizes.append(part.shape) or resized(part, pre))
     data = photo(size=(1600, 1200))
     for seed in range(6):
-        found = decode(data, target(64, 64), np.random.default_rng(seed))
-        box = random_box(1600, 1200, np.random.default_rng(seed))
+        found = decode(data, target(64, 64), draws(seed))
+        box = random_box(1600, 1200, draws(seed))
         fine = Image.open(io.BytesIO(data)).resize((64, 64), Image.Resampling.BILINEAR, box=box)
-        assert np.abs(found.astype(int) - np.asarray(fine)).mean() < 8
+        assert np.abs(found.astype(int) - np.asarray(fine)).mean() < 10
     assert all(min(height, width) >= 64 and max(height, width) <= 1600 / 4 for height, width, _ in sizes)
 
 
 def test_what_the_fast_way_cannot_decode_pillow_explains():
-    rng = np.random.default_rng(0)
     whole = photo()
     for data, words in [
         (whole[: len(whole) // 2], f"truncated after {len(whole) // 2:,} bytes"),
@@ -331,54 +330,33 @@ def test_what_the_fast_way_cannot_decode_pillow_explains():
         (b"<html>" + b" " * 100, "not a JPEG, PNG or WebP image, 106 bytes"),
     ]:
         with pytest.raises(DecodeError, match=words):
-            decode(data, target(8, 8), rng)
+            decode(data, target(8, 8), draws(0))
     cmyk = encoded(Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "JPEG", quality=100)
-    assert decode(cmyk, target(8, 8), rng)[4, 4].tolist() == pytest.approx([255, 0, 0], abs=3)
+    assert decode(cmyk, target(8, 8), draws(0))[4, 4].tolist() == pytest.approx([255, 0, 0], abs=3)
 
 
 def test_a_jpeg_header_that_claims_billions_of_pixels_is_refused_before_they_are_decoded():
     bomb = bytearray(photo())
     header = jpeg_header(bytes(bomb))
     bomb[header.height_at : header.height_at + 4] = struct.pack(">HH", 60_000, 60_000)
-    for rng in (None, np.random.default_rng(0)):
+    for drawn in (None, draws(0)):
         with pytest.raises(DecodeError, match=r"3,?600,?000,?000|60,000 x 60,000"):
-            decode(bytes(bomb), target(8, 8), rng)
+            decode(bytes(bomb), target(8, 8), drawn)
 
 
 def test_raw_pixels_are_cut_and_resized():
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     assert np.array_equal(fit_pixels(pixels, target(40, 60)), pixels)
-    crops = [fit_pixels(pixels, target(16, 16), np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    crops = [fit_pixels(pixels, target(16, 16), draws(seed)) for seed in (1, 1, 2)]
     assert np.array_equal(crops[0], crops[1]) and not np.array_equal(crops[0], crops[2])
-    assert fit_pixels(pixels, target(16, 16, 1), np.random.default_rng(1)).shape == (16, 16, 1)
-    assert fit_pixels(pixels[..., :1], target(16, 16, 1), np.random.default_rng(1)).shape == (16, 16, 1)
-
-
-@given(SIZES, SIZES, st.integers(0, 2**32 - 1))
-def test_a_random_crop_is_inside_the_picture(width, height, seed):
-    box = left, top, right, bottom = random_box(width, height, np.random.default_rng(seed))
-    assert_inside(box, width, height)
-    assert (right - left) * (bottom - top) <= width * height * (1 + 1e-9)
-    assert 3 / 4 - 1e-6 <= (right - left) / (bottom - top) <= 4 / 3 + 1e-6
-
-
-def test_random_crops_spread_over_area_aspect_and_place():
-    rng = np.random.default_rng(0)
-    boxes = np.array([random_box(400, 300, rng) for _ in range(2000)])
-    widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    areas = widths * heights / (400 * 300)
-    assert 0.08 <= areas.min() < 0.1
-    assert 0.95 < areas.max() <= 1
-    assert np.log(widths / heights).min() < math.log(3 / 4) + 0.02
-    assert np.log(widths / heights).max() > math.log(4 / 3) - 0.02
-    assert abs((boxes[:, 0] + boxes[:, 2]).mean() / 2 - 200) < 5
-    assert abs((boxes[:, 1] + boxes[:, 3]).mean() / 2 - 150) < 5
+    assert fit_pixels(pixels, target(16, 16, 1), draws(1)).shape == (16, 16, 1)
+    assert fit_pixels(pixels[..., :1], target(16, 16, 1), draws(1)).shape == (16, 16, 1)
 
 
 def test_the_evaluation_crop_is_exact_and_a_random_crop_follows_its_generator():
     data = encoded(np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8))
     size = target(16, 16, crop_pct=0.875)
     assert np.array_equal(decode(data, size), decode(data, size))
-    crops = [decode(data, size, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    crops = [decode(data, size, draws(seed)) for seed in (1, 1, 2)]
     assert np.array_equal(crops[0], crops[1])
     assert not np.array_equal(crops[0], crops[2])

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pcls.data.order import Order
-from pcls.data.pipeline import Batch, Workers, evaluation_batches, training_batches
+from pcls.data.pipeline import Batch, Update, Workers, evaluation_batches, training_batches
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.folder import open_folder
 from pcls.data.sources.source import Records
@@ -23,7 +23,7 @@ PREPROCESSING = Preprocessing(2, 3, 1, (0.0,), (1.0,))
 
 
 class Numbers:
-    """37 records whose pixels are their number; with a generator, a crop draws one pixel. Some cannot be decoded."""
+    """37 records whose pixels are their number; with draws, one pixel is drawn. Some cannot be decoded."""
 
     class_names = ("a", "b", "c")
 
@@ -41,19 +41,24 @@ class Numbers:
     def failure(self, record: int, preprocessing: Preprocessing) -> str:
         return "broken"
 
-    def read(self, records, preprocessing, rng) -> Records:
+    def read(self, records, preprocessing, draws) -> Records:
         time.sleep(self.delay * (int(records[0]) % 3))
         decoded = ~np.isin(records, self.broken)
         images = np.zeros((len(records), 2, 3, 1), np.uint8)
         images[:] = (records * decoded)[:, None, None, None]
-        if rng is not None:
-            images[:, 0, 0, 0] = [rng(i).integers(256) for i in range(len(records))]
+        if draws is not None:
+            images[:, 0, 0, 0] = draws[:, 0, 0] * 256
         return Records(images, self.labels[records], decoded)
 
 
 def train(source, steps, *, workers=2, rows=None, seed=5, random_crop=True, batch_size=8):
     rows = np.arange(batch_size) if rows is None else rows
-    options = {"order": Order(37, batch_size, seed), "rows": rows, "random_crop": random_crop, "steps": steps}
+    options = {
+        "order": Order(37, batch_size, seed),
+        "rows": {batch_size: rows},
+        "random_crop": random_crop,
+        "steps": steps,
+    }
     with training_batches(source, PREPROCESSING, workers=Workers(workers), **options) as batches:
         return list(batches)
 
@@ -116,7 +121,7 @@ def test_the_rows_of_any_split_into_processes_make_up_the_global_batch():
 
 def test_each_step_has_the_image_size_that_it_is_told():
     class Sized(Numbers):
-        def read(self, records, preprocessing, rng):
+        def read(self, records, preprocessing, draws):
             images = np.zeros((len(records), preprocessing.height, preprocessing.width, 1), np.uint8)
             return Records(images, self.labels[records], np.ones(len(records), bool))
 
@@ -124,20 +129,36 @@ def test_each_step_has_the_image_size_that_it_is_told():
         return 4 if step < 3 else 7
 
     for steps, workers in ((range(6), 3), (range(6), 0), (range(2, 6), 2)):
-        options = {"order": Order(37, 8, 5), "rows": np.arange(8), "random_crop": False, "steps": steps}
-        with training_batches(Sized(), PREPROCESSING, workers=Workers(workers), size_at=size_at, **options) as batches:
+        options = {"order": Order(37, 8, 5), "rows": {8: np.arange(8)}, "random_crop": False, "steps": steps}
+        with training_batches(
+            Sized(), PREPROCESSING, workers=Workers(workers), update_at=lambda step: Update(size_at(step)), **options
+        ) as batches:
             found = [batch.image.shape for batch in batches]
         assert found == [(8, size_at(step), size_at(step), 1) for step in steps]
 
 
 def test_the_image_size_changes_neither_records_nor_crops():
     whole = train(Numbers(), range(6))
-    options = {"order": Order(37, 8, 5), "rows": np.arange(8), "random_crop": True, "steps": range(6)}
+    options = {"order": Order(37, 8, 5), "rows": {8: np.arange(8)}, "random_crop": True, "steps": range(6)}
     with training_batches(
-        Numbers(), PREPROCESSING, workers=Workers(2), size_at=lambda step: 2 + step, **options
+        Numbers(), PREPROCESSING, workers=Workers(2), update_at=lambda step: Update(2 + step), **options
     ) as batches:
         # `Numbers` has one size only, whatever it is asked for.
         assert_same(list(batches), whole)
+
+
+def test_an_update_may_take_several_batches_together():
+    whole = train(Numbers(), range(10))
+    kinds = {0: 2, 2: 2, 4: 3, 7: 1, 8: 1, 9: 1}
+    options = {"order": Order(37, 8, 5), "random_crop": True, "steps": list(kinds)}
+    options["rows"] = {8 * batches: np.arange(8 * batches) for batches in (1, 2, 3)}
+    options["update_at"] = lambda step: Update(0, kinds[step])
+    with training_batches(Numbers(), PREPROCESSING, workers=Workers(2), **options) as batches:
+        found = list(batches)
+    assert [len(batch.record) for batch in found] == [16, 16, 24, 8, 8, 8]
+    for name in Batch._fields:
+        joined, expected = (np.concatenate([getattr(b, name) for b in some]) for some in (found, whole))
+        assert np.array_equal(joined, expected), name
 
 
 def test_crops_differ_between_epochs_and_between_seeds():
@@ -185,7 +206,7 @@ def test_a_record_that_cannot_be_decoded_comes_out_as_zeros_of_weight_0():
 
 
 def test_a_step_that_is_filled_up_has_rows_of_weight_0():
-    options = {"order": Order(37, 8, 5, "pad"), "rows": np.arange(8), "random_crop": True, "steps": range(5)}
+    options = {"order": Order(37, 8, 5, "pad"), "rows": {8: np.arange(8)}, "random_crop": True, "steps": range(5)}
     with training_batches(Numbers(), PREPROCESSING, workers=Workers(2), **options) as batches:
         *_, last = batches
     assert last.weight.tolist() == [1.0] * 5 + [0.0] * 3
@@ -203,7 +224,7 @@ def stream(write_images):
     source, _ = open_folder(write_images(files))
 
     def start(workers: Workers, steps: range, warn=None):
-        options = {"order": Order(12, 4, 5), "rows": np.arange(4), "random_crop": True, "steps": steps}
+        options = {"order": Order(12, 4, 5), "rows": {4: np.arange(4)}, "random_crop": True, "steps": steps}
         return training_batches(source, SMALL, workers=workers, warn=warn, **options)
 
     return start
@@ -276,7 +297,7 @@ def test_no_steps_are_no_batches():
 
 def test_the_threads_end_with_the_block():
     before = set(threading.enumerate())
-    options = {"order": Order(37, 8, 0), "rows": np.arange(8), "random_crop": False, "steps": range(10**6)}
+    options = {"order": Order(37, 8, 0), "rows": {8: np.arange(8)}, "random_crop": False, "steps": range(10**6)}
     with training_batches(Numbers(delay=0.001), PREPROCESSING, workers=Workers(4), **options) as batches:
         next(batches)
         assert set(threading.enumerate()) - before
@@ -289,7 +310,7 @@ def test_the_threads_end_with_the_block():
 
 def test_an_error_while_reading_reaches_the_loop():
     class Failing(Numbers):
-        def read(self, records, preprocessing, rng):
+        def read(self, records, preprocessing, draws):
             raise RuntimeError("the disk is gone")
 
     with pytest.raises(RuntimeError, match="the disk is gone"):

@@ -22,8 +22,8 @@ class Waiting:
     def __len__(self) -> int:
         return 100
 
-    def read(self, records, preprocessing, rng) -> Records:
-        assert rng is None
+    def read(self, records, preprocessing, draws) -> Records:
+        assert draws is None
         with self.lock:
             time.sleep(0.01)
         images = np.zeros((len(records), 2, 2, 1), np.uint8)

@@ -1,5 +1,6 @@
 """Exact counting. The model here hands its pixels out as logits, so that numpy knows every answer."""
 
+import re
 from functools import cache
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from pcls.data.pipeline import Batch, evaluation_batches
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.arrays import ArraySource
-from pcls.evaluation.count import count, make_evaluation_step
+from pcls.evaluation.count import count, make_evaluation_step, mean_logits
 from pcls.parallel.mesh import batch_sharding, make_mesh, replicated
 from pcls.training.losses import LOSSES
 
@@ -158,3 +159,69 @@ def test_the_confusion_matrix_has_labels_in_rows():
 def test_a_model_that_answers_nan_is_never_right():
     images, labels = some_records()
     assert evaluation_of(images, labels, 4, factor=np.nan)[0].top1 == 0.0
+
+
+# Views of an image
+
+
+class Weighted:
+    """Logits are sums of pixels times weights that no mirror leaves alone."""
+
+    def apply(self, params, stats, images):
+        return images.reshape(len(images), -1) @ params["kernel"], stats
+
+
+@pytest.fixture(scope="module")
+def of_views():
+    """A function from a choice of views to images, their kernel and what was found."""
+    rng = np.random.default_rng(0)
+    batch = Batch(
+        image=rng.integers(0, 256, (8, 3, 4, 1)).astype(np.uint8),
+        label=rng.integers(0, 5, 8).astype(np.int32),
+        weight=np.ones(8, np.float32),
+        record=np.arange(8, dtype=np.int32),
+        epoch=np.zeros(8, np.int32),
+    )
+    kernel = rng.normal(size=(12, 5)).astype(np.float32)
+    mesh = make_mesh(8)
+    whole, rows = replicated(mesh), batch_sharding(mesh)
+
+    def find(tta):
+        step = make_evaluation_step(
+            Weighted(), Preprocessing(3, 4, 1, (0.5,), (0.25,)), "float32", LOSSES["softmax"], tta
+        )
+        compiled = jax.jit(step, in_shardings=(whole, whole, rows), out_shardings=whole)
+        return batch, kernel, jax.tree.map(np.asarray, compiled({"kernel": kernel}, {}, batch))
+
+    return find
+
+
+def logits_of(images, kernel):
+    return ((images / 255 - 0.5) / 0.25).reshape(len(images), -1) @ kernel
+
+
+@pytest.mark.parametrize("tta", ["none", "mirror", "shift"])
+def test_logits_are_means_over_the_views_of_an_image(of_views, tta):
+    batch, kernel, found = of_views(tta)
+    images = batch.image.astype(np.float64)
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    moved = [padded[:, :3, :4], padded[:, 2:, 2:]]
+    both = lambda some: (logits_of(some, kernel) + logits_of(some[:, :, ::-1], kernel)) / 2  # noqa: E731
+    logits = {
+        "none": lambda: logits_of(images, kernel),
+        "mirror": lambda: both(images),
+        "shift": lambda: both(images) / 2 + (both(moved[0]) + both(moved[1])) / 4,
+    }[tta]()
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    np.testing.assert_allclose(found["loss"], -log_probabilities[np.arange(8), batch.label], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(found["predicted"], logits.argmax(-1))
+    np.testing.assert_array_equal(found["record"], batch.record)
+
+
+def test_views_of_a_batch_that_is_split_stay_on_their_device():
+    rows = batch_sharding(make_mesh(8))
+    images = jax.ShapeDtypeStruct((8, 4, 4, 1), np.float32, sharding=rows)
+    some = jax.jit(lambda images: mean_logits(lambda views: views.mean((1, 2)), images, "shift"), out_shardings=rows)
+    assert not re.findall(
+        r"all-gather|all-to-all|collective-permute|all-reduce", some.lower(images).compile().as_text()
+    )

@@ -214,7 +214,7 @@ def test_recalibrated_statistics_are_the_mean_over_the_batches_that_would_have_c
         {name.removeprefix(f"{part}/"): leaf for name, leaf in leaves.items() if name.startswith(f"{part}/")}
         for part in prefix
     )
-    options = {"order": setup.order, "rows": np.arange(16), "random_crop": True, "workers": Workers(threads=0)}
+    options = {"order": setup.order, "rows": {16: np.arange(16)}, "random_crop": True, "workers": Workers(threads=0)}
     data = setup.dataset
     with training_batches(data.train, data.preprocessing, steps=range(2, 5), **options) as batches:
         step = setup.statistics_step()

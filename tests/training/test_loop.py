@@ -179,7 +179,7 @@ def test_nineteen_steps_that_are_not_finite_do_not_end_it():
 )
 def test_what_is_due_every_fraction_of_an_epoch_falls_on_the_nearest_steps(every, steps, expected):
     plan = plan_of(steps)
-    assert [step for step in range(1, steps + 1) if plan.due(step, every)] == expected
+    assert [step for step in range(1, steps + 1) if plan.due(step - 1, step, every)] == expected
 
 
 # Several steps in a dispatch
@@ -250,6 +250,10 @@ def test_any_plan_takes_every_step_once_and_passes_over_nothing_that_is_due(step
         step += count
         ends.append(step)
     assert step == steps
-    due = [number for number in range(1, steps + 1) if plan.due(number, every[0]) or plan.due(number, every[1])]
+    due = [
+        number
+        for number in range(1, steps + 1)
+        if plan.due(number - 1, number, min(every)) or plan.due(number - 1, number, max(every))
+    ]
     assert set(due) <= set(ends)
     assert all(plan.next_due(number - 1, every[0]) >= number for number in range(1, steps + 1))

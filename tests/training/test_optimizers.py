@@ -424,3 +424,17 @@ def test_steps_and_state_stay_float32(name):
     updates, state = jax.eval_shape(optimizer.update, params, jax.eval_shape(optimizer.init, params), params)
     assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} <= {jnp.dtype("float32"), jnp.dtype("int32")}
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_an_update_of_several_batches_moves_the_schedule_on_by_as_many_steps(grows):
+    section = section_of("sgd", momentum=0.0, nesterov=False, lr_per_256=grows)
+    params, grads = some_params(), some_grads(0)
+    optimizer = make_optimizer(section, falling, params)
+    state = optimizer.init(params)
+    rates = []
+    for batches in (3, 2, 1):
+        updates, state = optimizer.update(grads, state, params, batches=batches)
+        rates.append(float(np.mean(-updates["head/bias"] / grads["head/bias"])))
+    factors = (3, 2, 1) if grows else (1, 1, 1)
+    assert rates == pytest.approx([factor * falling(step) for factor, step in zip(factors, (0, 3, 5), strict=True)])

@@ -47,6 +47,20 @@ SPLIT = {
             "choose a divisor of 4, or another train.batch_size",
         ),
         (
+            {"augment.cutmix": 1.0, "train.batch_size": 24},
+            "augment.cutmix mixes pairs of images, and a device has 3 at once (train.batch_size 24 / 8 devices / "
+            "train.accumulate 1); choose numbers that leave an even one",
+        ),
+        (
+            {"augment.mixup": 0.2, "train.accumulate": 4},
+            "augment.mixup mixes pairs of images, and a device has 1 at once (train.batch_size 32 / 8 devices / "
+            "train.accumulate 4); choose numbers that leave an even one",
+        ),
+        (
+            {"augment.hue": 0.1},
+            "augment.hue has no effect on images of one channel; leave it out, or write data.channels=3",
+        ),
+        (
             {"batch_norm.over": "groups", "batch_norm.group_size": 3},
             "batch_norm.group_size is 3 and does not divide the 4 images that a device has at a time "
             "(train.batch_size 32 / 8 devices / train.accumulate 1); choose a divisor of 4",

@@ -58,6 +58,13 @@ def test_statistics_are_those_of_images_as_training_sees_them(program, batch_at)
     assert np.abs(np.asarray(stats["bn1/mean"] - plain["bn1/mean"])).max() > 1e-3
 
 
+def test_images_are_neither_mixed_nor_erased_while_they_are_taken(program, batch_at):
+    _, stats = taken(program(**{"augment.mixup": 1.0, "augment.erase": 1.0}), batch_at(0))
+    _, plain = taken(program(), batch_at(0))
+    for path, value in plain.items():
+        np.testing.assert_array_equal(stats[path], value)
+
+
 def test_nothing_is_dropped_while_they_are_taken(program, batch_at):
     _, stats = taken(program(**{"model.dropout": 0.5}), batch_at(0))
     _, plain = taken(program(), batch_at(0))

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from pcls.config import Recipe, with_overrides
+from pcls.data.augment import mix, record_keys
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 from pcls.nn.platform import compiling_for
@@ -142,6 +143,38 @@ def test_another_loss_is_that_of_numpy(step_with, state, overrides, options):
     assert_same(after.params, descended(state.params, grads))
 
 
+@pytest.mark.parametrize(("loss", "count"), [("softmax", 1), ("sigmoid", 2)])
+def test_a_mixed_batch_is_trained_towards_both_labels_by_their_shares(step_with, state, loss, count):
+    settings = {"augment.mixup": 0.8, "augment.cutmix": 1.0, "train.label_smoothing": 0.2}
+    batch = batch_of(0)
+    keys = record_keys(jax.random.wrap_key_data(state.key), batch.epoch, batch.record)
+    section = with_overrides(Recipe(), settings).augment
+    images, others, share = jax.tree.map(np.asarray, mix(batch.image, batch.label, batch.weight, keys, section))
+    # The last example has no weight, so the last pair is left alone.
+    assert (share[:6] < 1).any() and share[6:].tolist() == [1, 1]
+    eye, own = np.eye(CLASSES), share[:, None].astype(np.float64)
+    target = 0.8 * (own * eye[batch.label] + (1 - own) * eye[others]) + 0.2 / CLASSES
+    errors = softmax_errors if loss == "softmax" else sigmoid_errors
+    expected_loss, correct, grads = numpy_gradients(
+        jax.tree.map(np.float64, state.params), batch._replace(image=images), lambda logits, _: errors(logits, target)
+    )
+    # Micro-batches keep pairs together.
+    after, metrics = step_with(**settings, **{"train.loss": loss, "train.accumulate": count})(state, batch)
+    np.testing.assert_allclose(metrics["loss"], expected_loss, rtol=1e-5)
+    # Of each image its own label counts.
+    assert float(metrics["correct"]) == correct
+    assert_same(after.params, descended(state.params, grads))
+
+
+def test_what_is_erased_is_the_mean_colour(step_with, state):
+    batch = batch_of(0)
+    step = step_with(**{"augment.erase": 1.0})
+    after, _ = step(state, batch)
+    darker = {"mean": (1 - MOMENTUM) * (batch.image / 255).mean()}
+    # Without a mean to subtract, zeros: the running mean of the pixels falls.
+    assert 0 < float(after.stats["mean"]) < darker["mean"]
+
+
 def test_sharpness_aware_steps_are_those_of_numpy_and_statistics_those_of_the_first_pass(step_with, state):
     batch, rho = batch_of(0), 0.7
     params = jax.tree.map(np.float64, state.params)
@@ -161,6 +194,18 @@ def test_micro_batches_add_up_to_the_batch(step_with, train_step, state):
     for count in (2, 4):
         found, others = step_with(**{"train.accumulate": count})(state, batch)
         assert_same((found, others), (whole, metrics))
+
+
+def test_an_update_of_two_batches_finishes_two_steps(step_with, train_step, state):
+    batch = batch_of(0)
+    once, metrics = train_step(state, batch)
+    after, others = step_with(**{"train.batch_size": BATCH // 2})(state, batch)
+    assert (int(after.step), int(after.last_good_step)) == (2, 2)
+    assert_same((after.params, after.stats, others), (once.params, once.stats, metrics))
+    # Averages forget as much as over two steps: at step 0 a tenth is the most that they keep.
+    kept = min(DECAY**2, 0.1)
+    expected = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, state.params, after.params)
+    assert_same(after.ema[0], expected)
 
 
 def test_a_batch_that_is_not_finite_leaves_the_state_and_counts_the_step(train_step, state):

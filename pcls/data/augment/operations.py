@@ -1,7 +1,7 @@
 """The operations that policies draw from.
 
 Every example of a batch has another operation. A switch between them would compute all of them for all examples, so
-they are grouped by what they do: one warp, one point-wise function, one blend, each of them the identity for what
+they are grouped by what they do: one blend, one point-wise function, one warp, each of them the identity for what
 belongs to another group.
 """
 
@@ -69,12 +69,13 @@ def applied(image: Array, operation: Operation, fill: Array) -> Array:
       fill: [channels] uint8, what geometric operations bring in.
     """
     op, argument = operation
-    image = warp(image, matrix_of(op, argument, image.shape[0], image.shape[1]), fill)
-    image = jax.lax.optimization_barrier(image)
-    image = pointwise(image, op, argument)
-    image = jax.lax.optimization_barrier(image)
+    # Two of the three are the identity, so their order is free. Left to itself the compiler computes a stage anew for
+    # every place where the next one reads it: with smoothing last, which reads nine warped pixels, CPUs took four times
+    # as long. Barriers keep it from the rest (1.4 times as fast; jax 0.10 ignores them on CPU).
     image = enhanced(image, op, argument)
-    return jax.lax.optimization_barrier(image)
+    image = pointwise(jax.lax.optimization_barrier(image), op, argument)
+    matrix = matrix_of(op, argument, image.shape[0], image.shape[1])
+    return warp(jax.lax.optimization_barrier(image), matrix, fill)
 
 
 def matrix_of(op: Array, argument: Array, height: int, width: int) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pcls.data.doctor.findings import Finding, Severity
 from pcls.data.doctor.look import Mark
-from pcls.data.doctor.near import near_groups
+from pcls.data.doctor.near import MAX_COMPARED, near_groups
 from pcls.data.doctor.survey import Survey, groups_of_equal
 
 TINY = 32
@@ -18,6 +18,7 @@ HUGE = 25_000_000
 LONG = 5
 FEW = 10
 IMBALANCE = 10
+LISTED_GROUPS = 100
 
 
 def examine(survey: Survey) -> list[Finding]:
@@ -42,93 +43,104 @@ def undecodable(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "undecodable",
             Severity.SERIOUS,
-            f"{len(records):,} of {_images(len(survey.looks))} cannot be decoded",
+            "Images that cannot be decoded",
+            f"{len(records):,} of {len(survey.looks):,}",
             "Repair or replace them, or leave them out by the quarantine list.",
             singles(records),
             left_out=records,
         )
 
 
-# What is said of each mark. Flat images are a warning: no label can be read off them.
+# What is said of each mark. Flat images are a warning: there is nothing to learn from them.
 MARKS = (
-    (Mark.FLAT, Severity.WARNING, "flat", "have one colour all over", "Remove them, or find out what blanked them."),
+    (
+        Mark.FLAT,
+        Severity.WARNING,
+        "flat",
+        "Images of one colour all over",
+        "Find out what blanked them, or remove them.",
+    ),
     (
         Mark.ANIMATED,
         Severity.WARNING,
         "animated",
-        "are animated",
+        "Animated images",
         "Only the first frame is used; save the frames that matter as images of their own.",
     ),
     (
         Mark.MISNAMED,
         Severity.NOTE,
         "misnamed",
-        "are of another format than their name says",
-        "Their content decides here; rename them for other programs.",
+        "Images of another format than their name says",
+        "The content decides here; rename them for other programs.",
     ),
     (
         Mark.CMYK,
         Severity.NOTE,
         "cmyk",
-        "are CMYK",
+        "CMYK images",
         "They are converted without a colour profile; convert them to RGB where colours matter.",
     ),
-    (Mark.DEEP, Severity.NOTE, "deep", "have 16 bits a channel", "The high 8 bits are used, as a viewer shows them."),
-    (Mark.ALPHA, Severity.NOTE, "alpha", "are transparent in places", "They are laid over white."),
+    (
+        Mark.DEEP,
+        Severity.NOTE,
+        "deep",
+        "Images of 16 bits a channel",
+        "The high 8 bits are used, as a viewer shows them.",
+    ),
+    (Mark.ALPHA, Severity.NOTE, "alpha", "Images that are transparent in places", "They are laid over white."),
     (
         Mark.TURNED,
         Severity.NOTE,
         "turned",
-        "are turned by their EXIF orientation",
-        "pcls turns them upright; programs that do not will see them lying.",
+        "Images that EXIF data turn",
+        "They are turned upright here; programs that do not will see them lying.",
     ),
 )
 
 
 def unusual(survey: Survey) -> Iterator[Finding]:
     """Files that decode to something else than they seem to hold."""
-    for mark, severity, kind, what, advice in MARKS:
+    for mark, severity, kind, title, advice in MARKS:
         records = np.flatnonzero(survey.looks["decoded"] & (survey.looks["marks"] & mark > 0))
         if len(records):
-            # Left out only what holds nothing to learn.
+            # The others have something to learn from.
             left_out = records if mark == Mark.FLAT else records[:0]
-            title = f"{_images(len(records))} {what}"
-            yield Finding(kind, severity, title, advice, singles(records), left_out=left_out)
+            yield Finding(kind, severity, title, f"{len(records):,}", advice, singles(records), left_out=left_out)
 
 
 def sizes(survey: Survey) -> Iterator[Finding]:
     """Images whose size is unlike the others'."""
     looks = survey.looks
     short, long = (side(looks["width"], looks["height"]) for side in (np.minimum, np.maximum))
-    decoded = looks["decoded"]
-    kinds = (
+    pixels = looks["width"].astype(np.int64) * looks["height"]
+    for kind, severity, chosen, title, advice in (
         (
             "tiny",
             Severity.WARNING,
             short < TINY,
-            f"are less than {TINY} pixels high or wide",
+            f"Images less than {TINY} pixels high or wide",
             "Thumbnails and placeholders look like this; remove what shows nothing.",
         ),
         (
             "long",
             Severity.WARNING,
             long > LONG * short,
-            f"are more than {LONG} times as long as wide",
-            "A crop shows little of them; banners and stitched images look like this.",
+            f"Images more than {LONG} times as long as wide",
+            "A crop shows little of them; banners and stitched pictures look like this.",
         ),
         (
             "huge",
             Severity.NOTE,
-            looks["width"].astype(np.int64) * looks["height"] > HUGE,
-            f"have more than {HUGE // 1_000_000} million pixels",
-            "They slow the input down; pcls data convert can make them smaller.",
+            pixels > HUGE,
+            f"Images of more than {HUGE // 1_000_000} million pixels",
+            "They slow the input down; pcls data convert makes them smaller.",
         ),
-    )
-    for kind, severity, chosen, what, advice in kinds:
-        records = np.flatnonzero(decoded & chosen)
+    ):
+        records = np.flatnonzero(looks["decoded"] & chosen)
         # What half of a set is like is meant to be so.
-        if 0 < len(records) <= decoded.sum() / 2:
-            yield Finding(kind, severity, f"{_images(len(records))} {what}", advice, singles(records))
+        if 0 < len(records) <= looks["decoded"].sum() / 2:
+            yield Finding(kind, severity, title, f"{len(records):,}", advice, singles(records))
 
 
 # Duplicates.
@@ -153,7 +165,8 @@ def near_duplicates(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "near_incomplete",
             Severity.NOTE,
-            "the search for near duplicates was given up before its end",
+            "Pictures compared before the search for near duplicates was given up",
+            f"{MAX_COMPARED:,} pairs",
             "There are too many pictures that resemble each other; those named are not all.",
         )
 
@@ -163,34 +176,37 @@ def _duplicates(survey: Survey, same: Sequence[np.ndarray], *, exact: bool) -> I
     across = [group for group in same if len(set(survey.split_of(group))) > 1]
     torn = [group for group in same if len(set(survey.looks["label"][group])) > 1]
     others = [group for group in same if len(_set_of(survey, group)) == 1]
-    how, kind = ("the same file", "exact") if exact else ("nearly the same picture", "near")
-    severity = Severity.SERIOUS if exact else Severity.WARNING
+    kind, severity = ("exact", Severity.SERIOUS) if exact else ("near", Severity.WARNING)
     look = "" if exact else "Look at them first: some may be different pictures. "
+    train, held_out = survey.splits[0], survey.splits[-1]
     if across:
-        held_out = survey.splits[-1]
         leaked = sum(int((survey.split_of(group) > 0).sum()) for group in across)
+        shared = f"that are in {train} too, byte for byte" if exact else f"with nearly the same picture in {train}"
         yield Finding(
             f"{kind}_leakage",
             severity,
-            f"{_images(leaked)} of {held_out} and a training image are {how}",
-            f"{look}The evaluation measures memory on them; take the training copies out by the quarantine list.",
-            across,
+            f"{held_out.capitalize()} images {shared}",
+            f"{leaked:,} of {len(survey.of_split(held_out)):,}",
+            f"{look}On them the evaluation measures memory; leave the copies in {train} out by the quarantine list.",
+            [_telling(survey, group) for group in across],
             left_out=np.concatenate([group[survey.split_of(group) == 0] for group in across]),
         )
     if torn:
         yield Finding(
             f"{kind}_collision",
             severity,
-            f"{len(torn):,} times {how} has several labels",
+            f"{'Files' if exact else 'Pictures that are nearly the same'} under several labels",
+            f"{len(torn):,}",
             f"{look}Correct the labels, or leave all of them out by the quarantine list.",
-            torn,
+            [_telling(survey, group) for group in torn],
             left_out=np.concatenate(torn),
         )
     if others:
         yield Finding(
             f"{kind}_duplicates",
             Severity.WARNING if exact else Severity.NOTE,
-            f"{len(others):,} times {how} is there more than once ({_images(sum(map(len, others)))})",
+            f"{'Files' if exact else 'Pictures'} that are there more than once{'' if exact else ', or nearly so'}",
+            f"{len(others):,} ({sum(map(len, others)):,} images)",
             f"{look}{_advice_for_duplicates(survey)}",
             others,
             left_out=np.concatenate([group[1:] for group in others]),
@@ -201,6 +217,13 @@ def _set_of(survey: Survey, group: np.ndarray) -> set[tuple[int, int]]:
     return set(zip(survey.split_of(group).tolist(), survey.looks["label"][group].tolist(), strict=True))
 
 
+def _telling(survey: Survey, group: np.ndarray) -> np.ndarray:
+    """The group with one record of each split and label ahead: of many only the first are shown."""
+    kinds = np.stack([survey.split_of(group), survey.looks["label"][group]], axis=1)
+    first = np.sort(np.unique(kinds, axis=0, return_index=True)[1])
+    return np.concatenate([group[first], np.delete(group, first)])
+
+
 def _advice_for_duplicates(survey: Survey) -> str:
     if len(survey.splits) == 1:
         return "A random split parts them, so the evaluation would know training images: keep one of each."
@@ -209,18 +232,21 @@ def _advice_for_duplicates(survey: Survey) -> str:
 
 def groups(survey: Survey) -> Iterator[Finding]:
     """Groups of records (a patient, a scene) that lie on both sides."""
-    known = [source.groups for source in survey.sources.values()]
-    if len(known) < 2 or any(numbers is None for numbers in known):
+    known = [source.groups for source in survey.sources.values() if source.groups is not None]
+    if len(known) < 2:
         return
-    shared = np.intersect1d(*known[:2])
+    shared = np.intersect1d(known[0], known[1])
     if len(shared):
-        records = [np.flatnonzero(np.isin(np.concatenate(known), number)) for number in shared[:LISTED_GROUPS]]
+        numbers = np.concatenate(known)
+        listed = [np.flatnonzero(numbers == number) for number in shared[:LISTED_GROUPS]]
         yield Finding(
             "group_leakage",
             Severity.SERIOUS,
-            f"{len(shared):,} groups have images in {' and in '.join(survey.splits)}",
-            "What is learned of a group helps on its other images; keep each group on one side.",
-            records,
+            f"Groups with images in {' and in '.join(survey.splits)}",
+            f"{len(shared):,}",
+            f"What is learned of a group helps on its other images; leave those in {survey.splits[0]} out.",
+            listed,
+            left_out=np.flatnonzero(np.isin(known[0], shared)),
         )
 
 
@@ -238,20 +264,21 @@ def class_names(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "class_names",
             Severity.SERIOUS,
-            f"{len(lines):,} times class names differ only in case or blanks",
+            "Class names that differ only in case or blanks",
+            f"{sum(len(group) for group in alike.values() if len(group) > 1):,}",
             "They are likely one class under two names, and one folder on some file systems; join or rename them.",
             lines=lines,
         )
-    natural = sorted(names, key=natural_key)
-    if list(names) == sorted(names) and natural != list(names):
-        moved = [f"{a!r} is class {i}, by number it would be {b!r}" for i, (a, b) in enumerate(zip(names, natural))]
-        lines = tuple(line for line, a, b in zip(moved, names, natural, strict=True) if a != b)
+    place = {name: number for number, name in enumerate(sorted(names, key=natural_key))}
+    moved = [(name, number) for number, name in enumerate(names) if place[name] != number]
+    if list(names) == sorted(names) and moved:
         yield Finding(
             "class_order",
             Severity.WARNING,
-            f"{len(lines):,} classes stand elsewhere when names are sorted by the numbers in them",
-            "Predictions read by another order are wrong; go by names, or pad the numbers with zeros.",
-            lines=lines,
+            "Classes with another number where names are sorted as people count",
+            f"{len(moved):,} of {len(names):,}",
+            "Predictions that are read in another order are wrong: go by names, or pad their numbers with zeros.",
+            lines=tuple(f"{name}: {number} here, {place[name]} there" for name, number in moved),
         )
 
 
@@ -271,11 +298,12 @@ def class_counts(survey: Survey) -> Iterator[Finding]:
             yield Finding(
                 "missing_classes",
                 Severity.SERIOUS if training else Severity.WARNING,
-                f"{len(missing):,} of {len(count):,} classes have no images in {split}",
+                f"Classes without images in {split}",
+                f"{len(missing):,} of {len(count):,}",
                 "Nothing is learned of them; add images or drop the classes (data.classes)."
                 if training
                 else "Nothing is known of how well they are told; add images.",
-                lines=_count_lines(survey, count, missing),
+                lines=tuple(survey.class_names[label] for label in missing),
             )
     count = counts[survey.splits[0]]
     few = np.flatnonzero((count > 0) & (count < FEW))
@@ -283,18 +311,19 @@ def class_counts(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "few_images",
             Severity.WARNING,
-            f"{len(few):,} of {len(count):,} classes have fewer than {FEW} training images",
+            f"Classes with fewer than {FEW} training images",
+            f"{len(few):,} of {len(count):,}",
             "Their accuracy will vary much from run to run; add images.",
             lines=_count_lines(survey, count, few[np.argsort(count[few], kind="stable")]),
         )
     present = np.flatnonzero(count)
     order = present[np.argsort(count[present], kind="stable")]
     if len(order) and count[order[-1]] >= IMBALANCE * count[order[0]]:
-        ratio = count[order[-1]] / count[order[0]]
         yield Finding(
             "imbalance",
             Severity.NOTE,
-            f"the largest class has {ratio:,.0f} times as many training images as the smallest",
+            "Training images of the largest class to those of the smallest",
+            f"{count[order[-1]] / count[order[0]]:,.0f} to 1",
             "Top-1 accuracy follows the large ones; read balanced accuracy and the recall of each class.",
             lines=_count_lines(survey, count, order[[-1, 0]]),
         )
@@ -307,7 +336,3 @@ def counts_of(survey: Survey, split: str) -> np.ndarray:
 
 def _count_lines(survey: Survey, count: np.ndarray, labels: Iterable[int]) -> tuple[str, ...]:
     return tuple(f"{survey.class_names[label]}: {count[label]:,}" for label in labels)
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image" if count == 1 else f"{count:,} images"

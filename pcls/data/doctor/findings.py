@@ -24,7 +24,8 @@ class Finding:
     Attributes:
       kind: a word for programs.
       severity: how much it matters.
-      title: a sentence with the number.
+      title: what was found, in the plural.
+      count: how many of them.
       advice: what to do.
       cases: groups of records that belong together, mostly of one; numbers as in `Survey`.
       lines: what is to say without records.
@@ -34,7 +35,8 @@ class Finding:
     kind: str
     severity: Severity
     title: str
+    count: str
     advice: str
-    cases: Sequence[np.ndarray] = ()
+    cases: Sequence[np.ndarray] | np.ndarray = ()
     lines: tuple[str, ...] = ()
     left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))

@@ -122,7 +122,8 @@ def _describe(image: bytes | np.ndarray, name: str, row: np.void) -> None:
     row["mode"] = MODES.index(picture.mode) if picture.mode in MODES else 0
     row["width"], row["height"] = picture.size[::-1] if turn_of(picture) in SIDEWAYS else picture.size
     marks = _marks(image, picture, name)
-    grey = fit(shrunk(picture, HASH_SIDE, "L"), SMALL)[..., 0]
+    # Twice the size: straight from an eighth, a JPEG and its copy as PNG differ more than a copy may.
+    grey = fit(shrunk(picture, 2 * HASH_SIDE, "L"), SMALL)[..., 0]
     row["hash"] = perceptual_hash(grey)
     row["grey"] = np.round(grey.reshape(HASH_SIDE // 2, 2, HASH_SIDE // 2, 2).mean((1, 3)))
     row["marks"] = marks | (Mark.FLAT if np.ptp(grey) <= FLAT and _is_flat(image) else 0)

@@ -129,9 +129,7 @@ def groups_of_equal(keys: np.ndarray) -> Iterator[np.ndarray]:
     Args:
       keys: [n] or [n, k].
     """
-    _, first, inverse, counts = np.unique(
-        keys, axis=0, return_index=True, return_inverse=True, return_counts=True
-    )
+    _, first, inverse, counts = np.unique(keys, axis=0, return_index=True, return_inverse=True, return_counts=True)
     inverse = inverse.reshape(-1)
     members = np.flatnonzero(counts[inverse] > 1)
     order = members[np.argsort(first[inverse[members]], kind="stable")]

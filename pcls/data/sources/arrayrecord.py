@@ -13,7 +13,7 @@ from hashlib import file_digest
 from json import JSONDecodeError, loads
 from pathlib import Path
 from threading import Lock
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pcls.data.sources.source import ImageSource, Stored, Unreadable
 from pcls.errors import UserError
 
-FORMAT = 1
+FORMAT: Final = 1
 DESCRIPTION = "dataset.json"
 # Holds what is not finished; `pcls data convert` removes it last.
 PROGRESS = ".convert"
@@ -258,7 +258,7 @@ def _open_split(folder: Path, description: Description, part: Part) -> ImageSour
             f"{folder / split.labels.file}: holds labels from {labels.min()} to {labels.max()}, and there are "
             f"{len(description.classes)} classes; convert the set again"
         )
-    groups = split.groups and _column(folder, split.groups, split.records)
+    groups = _column(folder, split.groups, split.records) if split.groups else None
     readers = [ShardReader(folder / shard.file, shard.records) for shard in split.shards]
     return ImageSource(ArrayRecordStore(readers, labels), description.classes, labels, groups)
 

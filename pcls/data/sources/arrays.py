@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from pcls.data.preprocessing import Preprocessing
-from pcls.data.sources.source import CropRng, ImageSource, Records, Source, Stored, Unreadable
+from pcls.data.sources.source import ImageSource, Records, Source, Stored, Unreadable
 from pcls.errors import UserError
 
 IDX_UINT8 = 0x08
@@ -64,7 +64,7 @@ class ArraySource:
         """`<title> #<record>`."""
         return f"{self._title} #{record}"
 
-    def read(self, records: np.ndarray, preprocessing: Preprocessing, rng: CropRng) -> Records:
+    def read(self, records: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None) -> Records:
         """Copies the records out; the array was brought to the model's size when the set was opened."""
         return Records(self.images[records], self.labels[records], np.ones(len(records), bool))
 

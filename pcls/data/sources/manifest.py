@@ -76,12 +76,15 @@ class Manifest:
         return source(self.train), None if self.evaluation is None else source(self.evaluation)
 
 
-def open_manifest(path: Path, root: Path | None = None) -> tuple[ImageSource, ImageSource | None]:
+def open_manifest(
+    path: Path, root: Path | None = None, cache: Path | None = None
+) -> tuple[ImageSource, ImageSource | None]:
     """Opens a manifest of image files.
 
     Args:
       path: a .csv, .tsv or .parquet file.
       root: the folder where relative paths start, which they must not leave. None: that of the manifest.
+      cache: where the columns of a long manifest are kept; None: `cache_folder()`.
 
     Returns:
       The rows to train on, and those of the split validation, or test where there is none.
@@ -92,15 +95,17 @@ def open_manifest(path: Path, root: Path | None = None) -> tuple[ImageSource, Im
     root = path.parent if root is None else root
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; the images of {path} are looked for there")
-    return read_manifest(path, str(path)).sources(lambda part: FileStore(root, part.files, part.labels))
+    manifest = read_manifest(path, str(path), cache or cache_folder())
+    return manifest.sources(lambda part: FileStore(root, part.files, part.labels))
 
 
-def read_manifest(path: Path, title: str, *, absolute: bool = True) -> Manifest:
+def read_manifest(path: Path, title: str, cache: Path, *, absolute: bool = True) -> Manifest:
     """Reads and checks a manifest; a long one only once, until it is written anew.
 
     Args:
       path: the file.
       title: what messages call it.
+      cache: where the columns of a long one are kept.
       absolute: whether its paths may be absolute.
 
     Raises:
@@ -118,7 +123,7 @@ def read_manifest(path: Path, title: str, *, absolute: bool = True) -> Manifest:
         _write_index(table, folder, absolute)
 
     key = cache_key(INDEX_VERSION, path.resolve(), status.st_size, status.st_mtime_ns, absolute)
-    index = kept(cache_folder() / "manifests" / key, fill)
+    index = kept(cache / "manifests" / key, fill)
     try:
         return _read_index(index, mapped=True)
     except (OSError, ValueError) as error:

@@ -29,9 +29,9 @@ T = TypeVar("T")
 # The extra of pcls that brings what fsspec needs for a protocol.
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 
-# Waits of 0.25, 0.5, 1 and 2 s between them: what a store that is busy for a moment needs.
-ATTEMPTS = 5
-FIRST_WAIT = 0.25
+# Few, for gcsfs and s3fs make about six of their own each time: without a network three of ours take 110 s on gs://.
+ATTEMPTS = 3
+FIRST_WAIT = 0.5
 # What another attempt would not change.
 NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 PERMANENT = (*NOT_THERE, UserError, ValueError, TypeError)
@@ -98,7 +98,7 @@ def open_remote_manifest(url: str, cache: Path) -> tuple[ImageSource, ImageSourc
     # Here: the worker processes that read the images need no Arrow.
     from pcls.data.sources.manifest import read_manifest
 
-    manifest = read_manifest(local_file(url, cache), without_secrets(url), absolute=False)
+    manifest = read_manifest(local_file(url, cache), without_secrets(url), cache, absolute=False)
     root = url.partition("?")[0].rpartition("/")[0]
     return manifest.sources(lambda part: RemoteFileStore(root, part.files, part.labels, cache))
 
@@ -309,7 +309,7 @@ def _check_size(found: int, size: int | None) -> None:
 
 
 def _persistently(ask: Callable[[], T]) -> T:
-    """Asks up to five times, with longer and longer waits."""
+    """Asks up to three times, with longer and longer waits."""
     for attempt in range(ATTEMPTS - 1):
         try:
             return ask()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -10,9 +10,6 @@ import numpy as np
 
 from pcls.data.decode import DecodeError, decode, fit_pixels
 from pcls.data.preprocessing import Preprocessing
-
-# Draws the random crop of the i-th record asked for; None: the exact evaluation crop.
-CropRng = Callable[[int], np.random.Generator] | None
 
 LABELS_AT_ONCE = 1024
 
@@ -76,8 +73,14 @@ class Source(Store, Protocol):
     def groups(self) -> np.ndarray | None:
         """[n] int32: records of one group (a patient, a scene) are never parted by a split; None: each is its own."""
 
-    def read(self, records: np.ndarray, preprocessing: Preprocessing, rng: CropRng) -> Records:
-        """Reads records by number and brings them to size."""
+    def read(self, records: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None) -> Records:
+        """Reads records by number and brings them to size.
+
+        Args:
+          records: [n] int64.
+          preprocessing: the size.
+          draws: [n, ...] of random crops, from `crop_draws`; None: the exact evaluation crop.
+        """
 
     def failure(self, record: int, preprocessing: Preprocessing) -> str:
         """Why a record could not be decoded."""
@@ -127,14 +130,14 @@ class ImageSource:
         """As the store calls it."""
         return self.store.name(record)
 
-    def read(self, records: np.ndarray, preprocessing: Preprocessing, rng: CropRng) -> Records:
+    def read(self, records: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None) -> Records:
         """Decodes the records; one that fails comes out as zeros, not decoded."""
         stored = self.store.__getitems__(records.tolist())
         images = np.zeros((len(records), *preprocessing.shape), np.uint8)
         decoded = np.zeros(len(records), bool)
         for index, (image, _) in enumerate(stored):
             try:
-                images[index] = _pixels(image, preprocessing, rng(index) if rng else None)
+                images[index] = _pixels(image, preprocessing, None if draws is None else draws[index])
                 decoded[index] = True
             except DecodeError:
                 # Weight 0 downstream: counted and named there by `failure`, and limited.
@@ -154,13 +157,13 @@ class ImageSource:
 
 
 def _pixels(
-    image: bytes | np.ndarray | Unreadable, preprocessing: Preprocessing, rng: np.random.Generator | None
+    image: bytes | np.ndarray | Unreadable, preprocessing: Preprocessing, draws: np.ndarray | None
 ) -> np.ndarray:
     if isinstance(image, Unreadable):
         raise DecodeError(image.reason)
     if isinstance(image, bytes):
-        return decode(image, preprocessing, rng)
-    return fit_pixels(image, preprocessing, rng)
+        return decode(image, preprocessing, draws)
+    return fit_pixels(image, preprocessing, draws)
 
 
 class Subset:
@@ -202,9 +205,9 @@ class Subset:
         """The record's name in the whole."""
         return self._source.name(int(self._records[record]))
 
-    def read(self, records: np.ndarray, preprocessing: Preprocessing, rng: CropRng) -> Records:
+    def read(self, records: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None) -> Records:
         """Reads records by their number in the part."""
-        read = self._source.read(self._records[records], preprocessing, rng)
+        read = self._source.read(self._records[records], preprocessing, draws)
         return Records(read.images, self._new_label[read.labels], read.decoded)
 
     def failure(self, record: int, preprocessing: Preprocessing) -> str:

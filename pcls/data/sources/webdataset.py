@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pcls.data.sources.cache import cache_folder
-from pcls.data.sources.folder import EVALUATION_FOLDERS
+from pcls.data.sources.folder import EVALUATION_FOLDERS, shown
 from pcls.data.sources.source import ImageSource, Stored, Unreadable
 from pcls.data.sources.tar_index import BY_NAME, BY_NUMBER, SPLITS, Index, cached_index, compressed
 from pcls.errors import UserError
@@ -68,8 +68,8 @@ class ShardStore:
         return [Stored(self._bytes(record), int(self._labels[record])) for record in records]
 
     def name(self, record: int) -> str:
-        """`<shard>/<member>`."""
-        return str(self._shards[self._index.samples["shard"][record]]) + "/" + self._index.name(record)
+        """`<shard>/<member>`; fit to be shown."""
+        return shown(f"{self._shards[self._index.samples['shard'][record]]}/{self._index.name(record)}")
 
     def _bytes(self, record: int) -> bytes | Unreadable:
         number, _, offset, size, _ = self._index.samples[record].tolist()

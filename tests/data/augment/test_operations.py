@@ -93,4 +93,6 @@ def test_an_operation_is_pillows(results, case):
 
 def test_a_grey_image_is_changed_as_one_of_equal_colours(results):
     found = every_operation(IMAGES["grey"][None, ..., :1], FILL[:1])
-    np.testing.assert_array_equal(found[0, ..., 0], results[list(IMAGES).index("grey")][..., 0])
+    difference = found[0, ..., 0].astype(int) - results[list(IMAGES).index("grey")][..., 0]
+    # Two programs, which may round a product differently.
+    assert np.abs(difference).max() <= 1

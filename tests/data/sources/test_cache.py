@@ -66,7 +66,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     with pytest.raises(UserError) as raised:
         kept(tmp_path / "file", fill)
     assert str(raised.value) == (
-        f"{tmp_path}: cannot be written (No space left on device); "
-        "make room there, or set PCLS_CACHE to another folder"
+        f"{tmp_path}: cannot be written (No space left on device); make room there, or set PCLS_CACHE to another folder"
     )
     assert [file.name for file in tmp_path.iterdir()] == ["file.lock"]

@@ -178,13 +178,29 @@ REPEATED = "row 4: path 'a.jpg' stands in row 2 too, with"
 PARQUET = {"path": ["a", "b"], "label": ["x", "y"]}
 
 BAD = {
-    "no path column": ("m.csv", "file,label\na,b\n", "m.csv: no column 'path'; path and label are needed, and it has: file, label"),
-    "no label column": ("m.csv", "path;label\na;b\n", "m.csv: no column 'path'; path and label are needed, and it has: path;label"),
-    "no label in Parquet": ("m.parquet", {"path": ["a"]}, "m.parquet: no column 'label'; path and label are needed, and it"),
+    "no path column": (
+        "m.csv",
+        "file,label\na,b\n",
+        "m.csv: no column 'path'; path and label are needed, and it has: file, label",
+    ),
+    "no label column": (
+        "m.csv",
+        "path;label\na;b\n",
+        "m.csv: no column 'path'; path and label are needed, and it has: path;label",
+    ),
+    "no label in Parquet": (
+        "m.parquet",
+        {"path": ["a"]},
+        "m.parquet: no column 'label'; path and label are needed, and it",
+    ),
     "a column twice": ("m.csv", "path,label,label\na,b,c\n", "m.csv: two columns 'label'; remove or rename one"),
     "empty file": ("m.csv", "", "m.csv: no column 'path'; path and label are needed, and it has: none"),
     "header alone": ("m.csv", "path,label\n", "m.csv: holds no rows; one row an image is needed"),
-    "no rows in Parquet": ("m.parquet", {"path": pa.array([], "string"), "label": pa.array([], "string")}, "m.parquet: holds no"),
+    "no rows in Parquet": (
+        "m.parquet",
+        {"path": pa.array([], "string"), "label": pa.array([], "string")},
+        "m.parquet: holds no",
+    ),
     "empty label": ("m.csv", TWO + "c.jpg,\n", "m.csv, row 4: label is empty"),
     "blank label": ("m.csv", "path,label\na, \n", "m.csv, row 2: label is empty"),
     "null label": ("m.parquet", {"path": ["a", "b"], "label": ["x", None]}, "m.parquet, row 2: label is empty"),
@@ -196,19 +212,51 @@ BAD = {
         "path,label\na,0\nb,1\nc,x\n",
         "m.csv, row 4: label 'x' is no whole number, and others are, as '0'; use one kind in all rows",
     ),
-    "a fraction among numbers": ("m.csv", "path,label\na,0\nb,1\nc,1.5\n", "m.csv, row 4: label '1.5' is no whole number"),
-    "a negative number": ("m.parquet", {"path": ["a", "b", "c"], "label": [0, -1, 1]}, "m.parquet, row 2: label '-1' is no whole"),
+    "a fraction among numbers": (
+        "m.csv",
+        "path,label\na,0\nb,1\nc,1.5\n",
+        "m.csv, row 4: label '1.5' is no whole number",
+    ),
+    "a negative number": (
+        "m.parquet",
+        {"path": ["a", "b", "c"], "label": [0, -1, 1]},
+        "m.parquet, row 2: label '-1' is no whole",
+    ),
     "a number among names": (
         "m.csv",
         "path,label\na,x\nb,1\nc,y\n",
         "m.csv, row 3: label '1' is a number, and others are names, as 'x'; use one kind in all rows",
     ),
-    "one number in two forms": ("m.csv", "path,label\na,1\nb,01\nc,2\n", "m.csv, row 3: label '01' is '1' in other rows; write one form"),
-    "floats": ("m.parquet", {"path": ["a"], "label": [1.0]}, "m.parquet: the column 'label' is of type double; text or whole numbers are needed"),
-    "number as path": ("m.parquet", {"path": [1], "label": ["x"]}, "m.parquet: the column 'path' is of type int64; text is needed"),
-    "one class": ("m.csv", "path,label\na,cat\nb,cat\n", "m.csv: only one class, 'cat'; a classifier needs two or more"),
-    "same path, same label": ("m.csv", TWO + "a.jpg,cat\n", f"m.csv, {REPEATED} the same label 'cat'; each image needs one row"),
-    "same path, other label": ("m.csv", TWO + "a.jpg,dog\n", f"m.csv, {REPEATED} the labels 'cat' and 'dog'; each image"),
+    "one number in two forms": (
+        "m.csv",
+        "path,label\na,1\nb,01\nc,2\n",
+        "m.csv, row 3: label '01' is '1' in other rows; write one form",
+    ),
+    "floats": (
+        "m.parquet",
+        {"path": ["a"], "label": [1.0]},
+        "m.parquet: the column 'label' is of type double; text or whole numbers are needed",
+    ),
+    "number as path": (
+        "m.parquet",
+        {"path": [1], "label": ["x"]},
+        "m.parquet: the column 'path' is of type int64; text is needed",
+    ),
+    "one class": (
+        "m.csv",
+        "path,label\na,cat\nb,cat\n",
+        "m.csv: only one class, 'cat'; a classifier needs two or more",
+    ),
+    "same path, same label": (
+        "m.csv",
+        TWO + "a.jpg,cat\n",
+        f"m.csv, {REPEATED} the same label 'cat'; each image needs one row",
+    ),
+    "same path, other label": (
+        "m.csv",
+        TWO + "a.jpg,dog\n",
+        f"m.csv, {REPEATED} the labels 'cat' and 'dog'; each image",
+    ),
     "same path in another form": ("m.csv", TWO + "./a.jpg,cat\n", f"m.csv, {REPEATED} the same label 'cat'"),
     "same path in two splits": (
         "m.csv",
@@ -220,7 +268,11 @@ BAD = {
         TWO + "b.jpg,dog\na.jpg,cat\na.jpg,emu\n",
         "m.csv, row 6: path 'a.jpg' stands in row 2 too, with the labels 'cat' and 'emu' (2 paths are repeated); each",
     ),
-    "out of the folder": ("m.csv", TWO + "x/../../c.jpg,dog\n", "m.csv, row 4: path 'x/../../c.jpg' leads out of the folder"),
+    "out of the folder": (
+        "m.csv",
+        TWO + "x/../../c.jpg,dog\n",
+        "m.csv, row 4: path 'x/../../c.jpg' leads out of the folder",
+    ),
     "a URL": ("m.csv", TWO + "gs://b/c.jpg,dog\n", "m.csv, row 4: path is a URL; open the manifest itself by a URL"),
     "unknown split": (
         "m.csv",
@@ -244,10 +296,14 @@ BAD = {
     "a cell too many": ("m.csv", TWO + "c,d,e\n", "m.csv, row 4: 3 columns instead of 2"),
     "a cell too few": ("m.csv", "path,label\na\nb,x\n", "m.csv, row 2: 1 columns instead of 2"),
     "an open quote": ("m.csv", 'path,label\n"a,x\nb,y\n', "m.csv, row 2: 1 columns instead of 2"),
-    "no Parquet": ("m.parquet", b"<html>404 not found</html>", "m.parquet: cannot be read (Parquet magic bytes not found"),
+    "no Parquet": (
+        "m.parquet",
+        b"<html>404 not found</html>",
+        "m.parquet: cannot be read (Parquet magic bytes not found",
+    ),
     "empty Parquet": ("m.parquet", b"", "m.parquet: cannot be read (Parquet file size is 0 bytes)"),
     "another kind of file": ("m.json", "{}", "m.json: a manifest's name ends with .csv, .tsv, .tab, .parquet, .pq"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources import tar_index
+from pcls.data.sources.folder import shown
 from pcls.data.sources.webdataset import open_webdataset
 from pcls.errors import UserError
 
@@ -128,7 +129,7 @@ def test_names_of_shards_say_the_split_wherever_it_stands(shards, opened):
 def test_long_and_odd_names_survive(shards, opened, name, form):
     root = shards({"0.tar": {name: 7, "b/1.png": 8}}, format=form, errors="surrogateescape")
     source, _ = opened(root)
-    assert source.name(0) == f"{root}/0.tar/{name}"
+    assert source.name(0) == shown(f"{root}/0.tar/{name}")
     assert [pixels(source, record) for record in (0, 1)] == [7, 8]
 
 
