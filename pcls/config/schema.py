@@ -89,8 +89,8 @@ class SizePhase(Section):
     Attributes:
       until: the phase's end, counted from the start of the run.
       image_size: height and width in pixels that the model is trained with.
-      batches: batches of train.batch_size that one update takes together, for which small images leave the memory. Steps
-        go on counting batches of train.batch_size; where optimizer.lr_per_256 is set, the rate grows too.
+      batches: batches of train.batch_size that one update takes; small images leave the memory for it. Steps go
+        on counting batches of train.batch_size; where optimizer.lr_per_256 is set, the rate grows too.
     """
 
     until: Length

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from pcls.data.reencode import as_file
-from pcls.data.shards import Note, Task, done, encodable, read_note, write_file, write_shard
+from pcls.data.shards import Note, Task, done, encodable, read_note, write_file, write_shard, writing
 from pcls.data.sources.arrayrecord import (
     DESCRIPTION,
     FORMAT,
@@ -147,6 +147,8 @@ def _check_sources(sources: Mapping[Part, Source], shards: int | None) -> None:
     for source in sources.values():
         if odd := sorted(set(source.class_names) ^ set(names)):
             raise UserError(f"training and evaluation records differ in the class {odd[0]!r}; both need the same")
+        if source.class_names != names:
+            raise UserError("training and evaluation records have their classes in different orders; both need one")
     for name in names:
         if encodable(name) != name:
             raise UserError(f"the class {name!r} has a name that is no valid UTF-8; rename it")
@@ -232,20 +234,17 @@ def _finished_before(out: Path, description: Description) -> Description:
 def _progress_folder(out: Path) -> Iterator[Path]:
     """The folder for what is not finished, held against a second conversion."""
     progress = out / PROGRESS
-    try:
+    with writing(out):
         if out.exists() and not progress.is_dir() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out}: is there already and holds no conversion; name a new folder")
         progress.mkdir(parents=True, exist_ok=True)
-        with (progress / "lock").open("wb") as lock:
+        lock = (progress / "lock").open("wb")
+    with lock:
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield progress
-    except BlockingIOError as error:
-        raise UserError(f"{out}: another `pcls data convert` is writing there; wait for it, or stop it") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"{out}: cannot be written ({reason}); make room and run the same command again: it goes on"
-        ) from error
+        except BlockingIOError as error:
+            raise UserError(f"{out}: another `pcls data convert` is writing there; wait for it, or stop it") from error
+        yield progress
 
 
 def _begun(progress: Path) -> Plan | None:

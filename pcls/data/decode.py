@@ -229,6 +229,8 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
 def _reason(error: Exception, length: int) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"not a JPEG, PNG or WebP image, {length:,} bytes"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {MAX_PIXELS:,} pixels"
     if "truncated" in str(error).lower():
         return f"truncated after {length:,} bytes"
     return " ".join(str(error).split())[:120] or type(error).__name__

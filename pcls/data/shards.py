@@ -109,13 +109,13 @@ def write_shard(
     part = path.parent / PROGRESS / path.name
     labels: list[int] = []
     left_out: list[LeftOut] = []
-    with _writing(path):
+    with writing(path):
         writer = ArrayRecordWriter(str(part), WRITER_OPTIONS)
     for start in range(task.start, task.stop, RECORDS_AT_ONCE):
         records = range(start, min(start + RECORDS_AT_ONCE, task.stop))
         stored = source.__getitems__(records)
         files = [as_file(image, task.reencoding) for image, _ in stored]
-        with _writing(path):
+        with writing(path):
             for record, file, (_, label) in zip(records, files, stored, strict=True):
                 if isinstance(file, Unreadable):
                     left_out.append(LeftOut(record=record, name=encodable(source.name(record)), reason=file.reason))
@@ -126,18 +126,18 @@ def write_shard(
         # A full disk shows here, and is told by `close`.
         if stopped() or not writer.ok():
             break
-    with _writing(path):
+    with writing(path):
         writer.close()
         if stopped():
             return
         shard = None if left_out and not task.skip else _put_in_place(part, path, len(labels))
-        digits = np.asarray(labels, "<i4").tobytes().hex()
-        note = Note(shard=shard, labels=digits, left_out=tuple(left_out))
-        write_file(_note_path(task), note.model_dump_json().encode())
+    note = Note(shard=shard, labels=np.asarray(labels, "<i4").tobytes().hex(), left_out=tuple(left_out))
+    write_file(_note_path(task), note.model_dump_json().encode())
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """UserError with the file and the reason, where what is done inside cannot be written."""
     try:
         yield
     except (RuntimeError, OSError) as error:
@@ -162,13 +162,18 @@ def _put_in_place(part: Path, path: Path, records: int) -> Shard:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Writes a small file whole or not at all."""
+    """Writes a small file whole or not at all.
+
+    Raises:
+      UserError: the disk is full, or cannot be written.
+    """
     part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with writing(path):
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
 
 
 def encodable(name: str) -> str:

@@ -41,8 +41,8 @@ def test_every_damaged_file_is_told_and_ends_with_2(said, tmp_path):
     code, lines, errors = said("--verify", out)
     assert (code, lines) == (2, [])
     assert errors == [
-        "train-00002-of-00003.array_record: has 0 of 262,144 bytes",
-        f"pcls: {out}: 2 of 4 files are damaged; train-00000-of-00003.array_record: has 0 of 262,144 bytes; "
+        "train-00002-of-00003.array_record: has 0 of 196,608 bytes",
+        f"pcls: {out}: 2 of 4 files are damaged; train-00000-of-00003.array_record: has 0 of 196,608 bytes; "
         "copy them again",
     ]
 

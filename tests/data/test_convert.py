@@ -375,6 +375,10 @@ def test_splits_of_different_classes_are_refused(source, out):
     assert complaint(source, other, out) == (
         "training and evaluation records differ in the class 'wolf'; both need the same"
     )
+    other = ImageSource(source.store, ("dog", "cat"), source.labels)
+    assert complaint(source, other, out) == (
+        "training and evaluation records have their classes in different orders; both need one"
+    )
 
 
 def test_a_class_name_that_is_no_text_is_refused(source, out):

@@ -203,7 +203,7 @@ def test_the_first_bytes_of_a_picture_are_refused(form):
 
 
 def test_a_header_that_claims_billions_of_pixels_is_refused():
-    assert "3600000000 pixels" in reason(png(60_000, 60_000))
+    assert reason(png(60_000, 60_000)) == "more than 100,000,000 pixels"
     assert reason(png(10_000, 10_001)) == "10,000 x 10,001 pixels, more than 100,000,000"
     assert reason(png(0, 5))
 
@@ -340,7 +340,7 @@ def test_a_jpeg_header_that_claims_billions_of_pixels_is_refused_before_they_are
     header = jpeg_header(bytes(bomb))
     bomb[header.height_at : header.height_at + 4] = struct.pack(">HH", 60_000, 60_000)
     for drawn in (None, draws(0)):
-        with pytest.raises(DecodeError, match=r"3,?600,?000,?000|60,000 x 60,000"):
+        with pytest.raises(DecodeError, match="more than 100,000,000"):
             decode(bytes(bomb), target(8, 8), drawn)
 
 
