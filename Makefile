@@ -4,6 +4,8 @@ VENV ?= .venv
 PEERS_VENV ?= .venv-peers
 TPU_VENV ?= .venv-tpu
 PYTEST_ARGS ?=
+# Each compiles with several threads and takes about 1.5 GB.
+TEST_PROCESSES ?= 2
 
 # A stamp is written last, so that an interrupted installation is made again.
 STAMP = $(VENV)/.pcls-installed
@@ -19,7 +21,7 @@ demo: $(STAMP)  ## pretrain, fine-tune on 25 images, compare, report: under 3 mi
 	@$(VENV)/bin/pcls demo
 
 test: lint types  ## lint, types, then all tests but the peers' and the TPU compiler's
-	$(VENV)/bin/pytest -m "not peer and not tpu" $(PYTEST_ARGS)
+	$(VENV)/bin/pytest -m "not peer and not tpu" -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 test-peers: $(PEERS_STAMP)  ## tests against torch and keras, in an environment of their own
 	$(PEERS_VENV)/bin/pytest -m peer $(PYTEST_ARGS)

@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand there, in a folder with two classes of real photographs."""
+"""The commands of README and docs, run as they stand there, in a folder with two classes of real photographs."""
 
 import os
 import re
@@ -11,17 +11,18 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, DATA = ROOT / "README.md", ROOT / "docs" / "data.md"
 # Run by continuous integration itself, beside this suite.
 RUN_ELSEWHERE = {"make demo", "make test"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
 
 
-def commands() -> list[str]:
-    lines = [line.partition("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+def commands(page: Path) -> list[str]:
+    lines = [line.partition("#")[0].strip() for block in blocks(page, "bash") for line in block.splitlines()]
     return [line for line in lines if line and line not in RUN_ELSEWHERE]
 
 
@@ -44,19 +45,21 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_every_command_of_the_readme_runs_as_it_stands(folder: Path) -> None:
-    found = commands()
-    assert len(found) >= 8
+@pytest.mark.parametrize(("page", "count"), [(README, 8), (DATA, 4)], ids=["readme", "data"])
+def test_every_command_runs_as_it_stands(folder: Path, page: Path, count: int) -> None:
+    found = commands(page)
+    assert len(found) >= count
     for command in found:
         program, *arguments = shlex.split(command)
         assert program == "pcls", f"{command}: how should this be run?"
         done = run([sys.executable, "-m", "pcls", *arguments], folder)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    assert (folder / "runs" / "photos" / "report.html").is_file()
+    made = {README: "runs/photos/report.html", DATA: "photos-records/dataset.json"}
+    assert (folder / made[page]).is_file()
 
 
 def test_the_python_of_the_readme_runs_as_it_stands(folder: Path) -> None:
-    (block,) = blocks("python")
+    (block,) = blocks(README, "python")
     program = folder / "readme.py"
     program.write_text(block, encoding="utf-8")
     done = run([sys.executable, str(program)], folder)

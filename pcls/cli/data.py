@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pcls.cli.data_bench import bench
+from pcls.cli.data_convert import convert
 from pcls.cli.data_doctor import doctor
 from pcls.cli.data_show import show
 
@@ -53,3 +54,4 @@ def info(
 app.command()(show)
 app.command()(bench)
 app.command()(doctor)
+app.command()(convert)

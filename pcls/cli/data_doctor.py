@@ -34,8 +34,8 @@ def doctor(
     import json
     import shutil
 
-    from pcls.config import Recipe, with_overrides
-    from pcls.data.dataset import data_settings, open_source
+    from pcls.cli.data_recipe import data_recipe
+    from pcls.data.dataset import open_source
     from pcls.data.doctor.checks import examine
     from pcls.data.doctor.findings import Severity
     from pcls.data.doctor.page import page
@@ -45,7 +45,7 @@ def doctor(
 
     for file in filter(None, (json_file, html_file, quarantine)):
         _check_can_be_written(file)
-    section = with_overrides(with_overrides(Recipe(), data_settings(data)), overrides or []).data
+    section = data_recipe(data, overrides or []).data
     train, evaluation = open_source(section)
     sources = {"train": train} | ({} if evaluation is None else {"evaluation": evaluation})
     seen = survey(sources, workers=section.workers or usable_cores(), progress=_progress_line())

@@ -123,22 +123,23 @@ def _by_pillow(data: bytes, preprocessing: Preprocessing, draws: np.ndarray | No
         # its own limit; ours is the one that holds.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            return fit(_upright(_open(data)), preprocessing, draws)
+            return fit(upright(open_image(data)), preprocessing, draws)
     except DecodeError:
         raise
     # PIL's parsers raise whatever a damaged file makes them meet: struct.error, TypeError, a bomb's error.
     except Exception as error:
-        raise DecodeError(_reason(error, len(data))) from error
+        raise DecodeError(reason(error, len(data))) from error
 
 
-def _open(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
+    """Opens a file without decoding it; DecodeError for more than `MAX_PIXELS`, Pillow's own errors for others."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise DecodeError(f"{image.width:,} x {image.height:,} pixels, more than {MAX_PIXELS:,}")
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """Turns the picture as its EXIF orientation says.
 
     Not by `ImageOps.exif_transpose`: it also writes the EXIF data anew, and fails where any part of them is damaged.
@@ -153,7 +154,7 @@ def fit(image: Image.Image, preprocessing: Preprocessing, draws: np.ndarray | No
     Returns:
       [height, width, channels] uint8.
     """
-    image = _as_mode(image, "L" if preprocessing.channels == 1 else "RGB")
+    image = in_mode(image, "L" if preprocessing.channels == 1 else "RGB")
     if draws is None:
         return np.asarray(evaluation_crop(image, preprocessing), np.uint8).reshape(preprocessing.shape)
     box = random_box(image.width, image.height, draws)
@@ -216,7 +217,8 @@ def _padded(image: Image.Image, wanted: tuple[int, int], preprocessing: Preproce
     return canvas
 
 
-def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The picture as `L` or `RGB`: what is transparent shows white, of 16 bits the upper 8 remain."""
     if image.mode.startswith("I"):
         # Pillow clips 16 bits at 255; the high byte is what a viewer shows.
         image = Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
@@ -226,7 +228,8 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _reason(error: Exception, length: int) -> str:
+def reason(error: Exception, length: int) -> str:
+    """What Pillow met in a file of so many bytes, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return f"not a JPEG, PNG or WebP image, {length:,} bytes"
     if isinstance(error, Image.DecompressionBombError):

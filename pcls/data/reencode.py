@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from pcls.data.decode import DecodeError, _as_mode, _open, _reason, _upright
+from pcls.data.decode import DecodeError, in_mode, open_image, reason, upright
 from pcls.data.sources.arrayrecord import Reencoding
 from pcls.data.sources.source import Unreadable
 
@@ -56,11 +56,11 @@ def reencoded(data: bytes, reencoding: Reencoding) -> bytes:
         raise
     # PIL's parsers raise whatever a damaged file makes them meet.
     except Exception as error:
-        raise DecodeError(_reason(error, len(data))) from error
+        raise DecodeError(reason(error, len(data))) from error
 
 
 def _reencoded(data: bytes, reencoding: Reencoding) -> bytes:
-    image = _open(data)
+    image = open_image(data)
     side = reencoding.longest_side
     small_enough = max(image.size) <= side
     if not small_enough:
@@ -69,10 +69,10 @@ def _reencoded(data: bytes, reencoding: Reencoding) -> bytes:
     image.load()
     if small_enough and image.format == "JPEG":
         return data
-    upright = _as_mode(_upright(image), "L" if image.mode in GREY_MODES else "RGB")
+    picture = in_mode(upright(image), "L" if image.mode in GREY_MODES else "RGB")
     if not small_enough:
-        upright = upright.resize(_within(upright.size, side), Image.Resampling.LANCZOS)
-    return _jpeg(upright, reencoding.quality)
+        picture = picture.resize(_within(picture.size, side), Image.Resampling.LANCZOS)
+    return _jpeg(picture, reencoding.quality)
 
 
 def _within(size: tuple[int, int], longest: int) -> tuple[int, int]:

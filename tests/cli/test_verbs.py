@@ -27,6 +27,10 @@ VERBS = [
     ["models", "list"],
     ["models", "info"],
     ["data", "info"],
+    ["data", "show"],
+    ["data", "bench"],
+    ["data", "doctor"],
+    ["data", "convert"],
 ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pcls.data.sources.source import ImageSource, Stored
+from pcls.data.sources.source import ImageSource, Stored, Unreadable
 from pcls.errors import UserError
 
 # Validation first, as in folders: a test split may be unlabelled (ImageNet's is), and serves better for the last word.
@@ -28,9 +28,15 @@ class TfdsStore:
 
     def __getitems__(self, records: Sequence[int]) -> list[Stored]:
         """Reads a batch of records in one call: ArrayRecord is many times slower one by one."""
-        return [
-            Stored(example["image"], int(example["label"])) for example in self._encoded.__getitems__(list(records))
-        ]
+        try:
+            examples = self._encoded.__getitems__(list(records))
+        except RuntimeError as error:
+            if len(records) == 1:
+                # A damaged record loses its label too; it weighs nothing.
+                return [Stored(Unreadable(_first_line(error)), 0)]
+            # Of many the damaged one is not told: one by one.
+            return [stored for record in records for stored in self.__getitems__([record])]
+        return [Stored(example["image"], int(example["label"])) for example in examples]
 
     def name(self, record: int) -> str:
         """`<set> <split> #<record>`."""

@@ -158,4 +158,4 @@ def test_what_cannot_be_decoded_has_a_reason(image, reason):
 def test_a_header_that_claims_gigabytes_is_refused_at_once():
     row, reason = look(header_bomb())
     assert not row["decoded"]
-    assert "3600000000 pixels" in reason.replace(",", "") or "60,000 x 60,000" in reason
+    assert "more than 100,000,000 pixels" in reason

@@ -1,6 +1,8 @@
 """Sets that TensorFlow Datasets prepares as ArrayRecord: written here, read without TensorFlow."""
 
 import io
+import re
+import shutil
 import subprocess
 import sys
 
@@ -173,3 +175,17 @@ def test_a_damaged_picture_is_zeros_and_has_a_reason(tmp_path, monkeypatch):
     reasons = sorted(train.failure(record, PREPROCESSING) for record in range(12))
     assert reasons[0] == "cannot be decoded (not a JPEG, PNG or WebP image, 6 bytes)"
     assert reasons[-1] == "cannot be decoded (the file is empty)"
+
+
+def test_a_damaged_record_costs_no_other(prepared, tmp_path):
+    folder = shutil.copytree(prepared, tmp_path / "tfds")
+    (file,) = folder.glob("flowers/1.0.0/flowers-train*")
+    data = bytearray(file.read_bytes())
+    third = [match.start() for match in re.finditer(b"PNG", data)][2]
+    data[third + 10] ^= 1
+    file.write_bytes(data)
+    train, _ = open_tfds("tfds:flowers", str(folder))
+    read = train.read(np.arange(12), PREPROCESSING, None)
+    (bad,) = np.flatnonzero(~read.decoded)
+    assert train.failure(int(bad), PREPROCESSING).startswith("cannot be read (")
+    assert read.images[read.decoded].max() > 0
