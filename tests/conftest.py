@@ -58,6 +58,20 @@ def finished_run(tiny, tmp_path_factory) -> Path:
     return pcls.train("digits_cnn", tiny | {"run.dir": str(tmp_path_factory.mktemp("finished") / "run")}).path
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium. One for all tests: playwright's loop runs once a process."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("no chromium on PATH")
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
 def stop_after(monkeypatch):
     """A function that makes the next run in this process stop after a step, as if it had been asked to."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,7 @@ import pytest
 from pcls.evaluation.metrics import Evaluation
 from pcls.evaluation.report import Mistake, RunReport, Table, write
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")]
+pytestmark = pytest.mark.browser
 
 LONG = "data/" + "a_name_without_any_place_to_break_" * 6 + ".jpg"
 
@@ -44,14 +40,6 @@ def a_report(classes: int) -> RunReport:
         facts={"Data": {"path": LONG}, "Recipe": {LONG: "1e-3"}},
         tables=[Table("Candidates", ("recipe", "top-1"), ((LONG, "97.2 %"),), LONG)],
     )
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The page: complete in itself, bounded in size, safe with any name, and readable in a real browser."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from pcls.data.doctor.page import SHOWN_PICTURES, page
 from pcls.data.doctor.survey import Survey, survey
 from pcls.data.sources.arrays import ArraySource
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "<script>document.title = 'owned'<"
 
 
@@ -67,14 +65,12 @@ def test_a_picture_that_has_gone_since_is_left_out(seen, tmp_path):
 
 
 @pytest.fixture
-def visit(seen, tmp_path) -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+def visit(browser, seen, tmp_path) -> Iterator[Any]:
     file = tmp_path / "doctor.html"
     file.write_text(page(seen, examine(seen), "photos"))
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser.new_page(), file
-        browser.close()
+    tab = browser.new_page()
+    yield tab, file
+    tab.close()
 
 
 def luminance(colour: str) -> float:
@@ -85,7 +81,6 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 def test_a_browser_shows_it_on_screens_of_any_width_in_light_and_dark(visit: tuple[Any, Path]) -> None:
     tab, file = visit
     complaints, requests = [], []
