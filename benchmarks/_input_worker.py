@@ -35,6 +35,9 @@ def raw_reader(folder: Path) -> Reader:
 
 
 def pcls_stream(source, size: int) -> Reader:
+    from pcls.parallel.tuning import tune_process
+
+    tune_process()
     from pcls.data.order import Order
     from pcls.data.pipeline import Workers, training_batches
     from pcls.data.preprocessing import Preprocessing
@@ -134,7 +137,8 @@ def tf_data_reader(folder: Path) -> Reader:
     options = tf.data.Options()
     options.threading.private_threadpool_size = 1
     options.threading.max_intra_op_parallelism = 1
-    stream: Iterator = iter(dataset.map(load, num_parallel_calls=1).batch(BATCH).prefetch(1).with_options(options))
+    # Nothing is read ahead: there is one core, and it would be done while it is the turn of others.
+    stream: Iterator = iter(dataset.map(load, num_parallel_calls=1).batch(BATCH).with_options(options))
 
     def read(batches: int) -> None:
         for _ in range(batches):

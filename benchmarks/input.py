@@ -24,7 +24,7 @@ from _ledger import append
 from _worker import Worker
 from PIL import Image
 
-ROUNDS, BATCHES = 7, 6
+ROUNDS, BATCHES = 7, 12
 PHOTOGRAPHS, QUALITY = 512, 90
 GATES = {
     "torch DataLoader, Pillow": 2.0,

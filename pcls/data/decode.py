@@ -38,16 +38,19 @@ class DecodeError(Exception):
     """An image that cannot be decoded; the text says why, without its name."""
 
 
-def decode(data: bytes, preprocessing: Preprocessing, draws: np.ndarray | None = None) -> np.ndarray:
+def decode(
+    data: bytes, preprocessing: Preprocessing, draws: np.ndarray | None = None, out: np.ndarray | None = None
+) -> np.ndarray:
     """Decodes a JPEG, PNG or WebP image and cuts it to size.
 
     Args:
       data: the file's bytes.
       preprocessing: the size and channels wanted.
       draws: of a random crop, from `crop_draws`; None: the exact evaluation crop.
+      out: where to write the pixels; None: a new array.
 
     Returns:
-      [height, width, channels] uint8.
+      [height, width, channels] uint8, `out` if given.
 
     Raises:
       DecodeError: the reason, in a few words.
@@ -55,7 +58,9 @@ def decode(data: bytes, preprocessing: Preprocessing, draws: np.ndarray | None =
     if not data:
         raise DecodeError("the file is empty")
     part = None if draws is None else random_part(data, preprocessing, draws)
-    return _by_pillow(data, preprocessing, draws) if part is None else resized(part, preprocessing)
+    if part is not None:
+        return resized(part, preprocessing, out)
+    return _into(out, _by_pillow(data, preprocessing, draws))
 
 
 def random_part(data: bytes, preprocessing: Preprocessing, draws: np.ndarray) -> np.ndarray | None:
@@ -91,12 +96,21 @@ def _orientation(exif: bytes) -> int | None:
         return None
 
 
-def fit_pixels(pixels: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None = None) -> np.ndarray:
-    """Cuts pixels [height, width, 1 or 3] uint8 to size: a random crop with draws, else the evaluation's."""
+def fit_pixels(
+    pixels: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None = None, out: np.ndarray | None = None
+) -> np.ndarray:
+    """The same for pixels [height, width, 1 or 3] uint8."""
     if draws is None or pixels.shape[2] != preprocessing.channels:
-        return fit(_image_of(pixels), preprocessing, draws)
+        return _into(out, fit(_image_of(pixels), preprocessing, draws))
     left, top, right, bottom = _whole_pixels(random_box(pixels.shape[1], pixels.shape[0], draws))
-    return resized(pixels[top:bottom, left:right], preprocessing)
+    return resized(pixels[top:bottom, left:right], preprocessing, out)
+
+
+def _into(out: np.ndarray | None, pixels: np.ndarray) -> np.ndarray:
+    if out is None:
+        return pixels
+    out[...] = pixels
+    return out
 
 
 def _image_of(pixels: np.ndarray) -> Image.Image:
@@ -108,13 +122,16 @@ def _whole_pixels(box: tuple[float, float, float, float]) -> tuple[int, int, int
     return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
 
 
-def resized(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Pixels [height, width, channels] uint8 at the size of the model."""
+def resized(pixels: np.ndarray, preprocessing: Preprocessing, out: np.ndarray | None = None) -> np.ndarray:
+    """Pixels [height, width, channels] uint8 at the size of the model, in `out` if given."""
+    if out is None:
+        out = np.empty(preprocessing.shape, np.uint8)
     size = (preprocessing.width, preprocessing.height)
     # Two taps: five times as fast as areas. A JPEG comes within a factor of two by its decoder, others may not.
     shrinks = pixels.shape[0] >= 2 * size[1] and pixels.shape[1] >= 2 * size[0]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(pixels, size, interpolation=interpolation).reshape(preprocessing.shape)
+    cv2.resize(pixels, size, dst=out if out.shape[2] == 3 else out[..., 0], interpolation=interpolation)
+    return out
 
 
 def _by_pillow(data: bytes, preprocessing: Preprocessing, draws: np.ndarray | None) -> np.ndarray:

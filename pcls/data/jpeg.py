@@ -17,8 +17,8 @@ END = b"\xff\xd9"
 # Of the frame headers SOF0 to SOF15 these are other markers.
 NO_FRAMES = (0xC4, 0xC8, 0xCC)
 STAND_ALONE = (0x01, *range(0xD0, 0xD8))
-# Rows are coded in stripes of 8, or 16 where colour is stored at half the height; one more stripe is room for all.
-STRIPE = 32
+# Rows are coded in stripes of 8, or 16 where colour is stored at half the height: the rest of one costs nothing.
+STRIPE = 16
 
 
 class JpegHeader(NamedTuple):

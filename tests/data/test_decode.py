@@ -312,7 +312,7 @@ def test_random_crops_of_turned_cameras_are_upright(no_pillow, orientation):
 
 def test_a_crop_of_a_large_photograph_is_decoded_at_a_fraction_and_shows_the_same(no_pillow, monkeypatch):
     sizes = []
-    monkeypatch.setattr("pcls.data.decode.resized", lambda part, pre: sizes.append(part.shape) or resized(part, pre))
+    monkeypatch.setattr("pcls.data.decode.resized", lambda part, *to: sizes.append(part.shape) or resized(part, *to))
     data = photo(size=(1600, 1200))
     for seed in range(6):
         found = decode(data, target(64, 64), draws(seed))
@@ -342,6 +342,22 @@ def test_a_jpeg_header_that_claims_billions_of_pixels_is_refused_before_they_are
     for drawn in (None, draws(0)):
         with pytest.raises(DecodeError, match="more than 100,000,000"):
             decode(bytes(bomb), target(8, 8), drawn)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("seed", [None, 1])
+def test_pixels_are_written_where_they_are_wanted(channels, form, seed):
+    data, size, drawn = photo(form), target(20, 30, channels), None if seed is None else draws(seed)
+    batch = np.zeros((3, 20, 30, channels), np.uint8)
+    found = decode(data, size, drawn, batch[1])
+    assert np.shares_memory(found, batch)
+    assert np.array_equal(batch[1], decode(data, size, drawn))
+    assert not batch[0].any() and not batch[2].any()
+    again = np.zeros((20, 30, channels), np.uint8)
+    pixels = np.asarray(Image.open(io.BytesIO(photo())))
+    assert np.array_equal(fit_pixels(pixels, size, drawn, again), fit_pixels(pixels, size, drawn))
+    assert again.any()
 
 
 def test_raw_pixels_are_cut_and_resized():

@@ -133,15 +133,15 @@ class ImageSource:
     def read(self, records: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None) -> Records:
         """Decodes the records; one that fails comes out as zeros, not decoded."""
         stored = self.store.__getitems__(records.tolist())
-        images = np.zeros((len(records), *preprocessing.shape), np.uint8)
+        images = np.empty((len(records), *preprocessing.shape), np.uint8)
         decoded = np.zeros(len(records), bool)
         for index, (image, _) in enumerate(stored):
             try:
-                images[index] = _pixels(image, preprocessing, None if draws is None else draws[index])
+                _decode_into(images[index], image, preprocessing, None if draws is None else draws[index])
                 decoded[index] = True
             except DecodeError:
                 # Weight 0 downstream: counted and named there by `failure`, and limited.
-                continue
+                images[index] = 0
         return Records(images, np.asarray([label for _, label in stored], np.int32), decoded)
 
     def failure(self, record: int, preprocessing: Preprocessing) -> str:
@@ -150,20 +150,21 @@ class ImageSource:
         if isinstance(stored.image, Unreadable):
             return f"cannot be read ({stored.image.reason})"
         try:
-            _pixels(stored.image, preprocessing, None)
+            _decode_into(np.empty(preprocessing.shape, np.uint8), stored.image, preprocessing, None)
         except DecodeError as error:
             return f"cannot be decoded ({error})"
         return "could not be decoded before, and can be now"
 
 
-def _pixels(
-    image: bytes | np.ndarray | Unreadable, preprocessing: Preprocessing, draws: np.ndarray | None
-) -> np.ndarray:
+def _decode_into(
+    out: np.ndarray, image: bytes | np.ndarray | Unreadable, preprocessing: Preprocessing, draws: np.ndarray | None
+) -> None:
     if isinstance(image, Unreadable):
         raise DecodeError(image.reason)
     if isinstance(image, bytes):
-        return decode(image, preprocessing, draws)
-    return fit_pixels(image, preprocessing, draws)
+        decode(image, preprocessing, draws, out)
+    else:
+        fit_pixels(image, preprocessing, draws, out)
 
 
 class Subset:
