@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PEERS_VENV ?= .venv-peers
 TPU_VENV ?= .venv-tpu
+BEAM_VENV ?= .venv-beam
 PYTEST_ARGS ?=
 # Each compiles with several threads and takes about 1.5 GB.
 TEST_PROCESSES ?= 2
@@ -11,8 +12,9 @@ TEST_PROCESSES ?= 2
 STAMP = $(VENV)/.pcls-installed
 PEERS_STAMP = $(PEERS_VENV)/.pcls-installed
 TPU_STAMP = $(TPU_VENV)/.pcls-installed
+BEAM_STAMP = $(BEAM_VENV)/.pcls-installed
 
-.PHONY: help demo test test-peers test-tpu lint format types bench plans constraints clean
+.PHONY: help demo test test-peers test-tpu test-beam lint format types bench plans constraints clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +30,9 @@ test-peers: $(PEERS_STAMP)  ## tests against torch and keras, in an environment 
 
 test-tpu: $(TPU_STAMP)  ## tests of programs compiled for TPUs; needs libtpu, which it installs, but no TPU
 	$(TPU_VENV)/bin/pytest -m tpu $(PYTEST_ARGS)
+
+test-beam: $(BEAM_STAMP)  ## tests of the conversion by Apache Beam, on this machine
+	$(BEAM_VENV)/bin/pytest tests/data/test_convert_beam.py $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff: rules and formatting
 	$(VENV)/bin/ruff check
@@ -52,7 +57,7 @@ constraints:  ## pin the newest versions for this PYTHON in constraints/
 	@$(pin-versions)
 
 clean:  ## remove environments, caches and builds; runs/ stays
-	rm -rf $(VENV) $(PEERS_VENV) $(TPU_VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(PEERS_VENV) $(TPU_VENV) $(BEAM_VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find pcls tests benchmarks launch -name __pycache__ -prune -exec rm -rf {} +
 
 # Another PYTHON for the same folder is another environment: make it again rather than test with the old one.
@@ -85,6 +90,15 @@ $(PEERS_STAMP): pyproject.toml $(wildcard constraints/*.txt)
 
 $(TPU_STAMP): pyproject.toml $(wildcard constraints/*.txt)
 	@$(call install-with-pip,$(TPU_VENV),[test$(comma)tpu],libtpu)
+
+# Without constraints: Beam wants older versions of some packages than they pin.
+$(BEAM_STAMP): pyproject.toml
+	@$(check-python); \
+	$(check-venv); \
+	$(call replace-venv,$(BEAM_VENV)); \
+	echo "pcls: $(BEAM_VENV): installing Apache Beam too, with pip and $(PYTHON); takes minutes"; \
+	"$(PYTHON)" -m venv $(BEAM_VENV) && \
+	$(BEAM_VENV)/bin/python -m pip install -qq -e ".[beam]" "pytest>=9.2" && touch $@
 
 comma := ,
 
