@@ -229,7 +229,8 @@ class Session:
 
     def _host_batches(self, steps: Sequence[int]) -> AbstractContextManager[Iterator[Batch]]:
         setup, dataset = self._setup, self._setup.dataset
-        sizes = {setup.plan.batch_size * update.batches for update in (Update(), *programs_from(setup.phases, 0))}
+        kinds = (Update(), *programs_from(setup.phases, steps[0] if len(steps) else 0))
+        sizes = {setup.plan.batch_size * update.batches for update in kinds}
         return training_batches(
             dataset.train,
             dataset.preprocessing,

@@ -98,7 +98,7 @@ def _save(index: Index, folder: Path) -> None:
 
 
 def _crc(index: Index) -> int:
-    return zlib.crc32(index.names, zlib.crc32(index.samples.view(np.uint8)))
+    return zlib.crc32(index.names.data, zlib.crc32(index.samples.view(np.uint8).data))
 
 
 def _index(shards: list[Path]) -> Index:
