@@ -105,8 +105,8 @@ class DataSection(Section):
       source: `digits` (embedded), `idx` (MNIST's file format), `folder` (class/image files), `manifest` (CSV or Parquet
         with the columns path and label), `arrays` (NumPy), `arrayrecord` (made by `pcls data convert`), `webdataset`
         (tar files), `huggingface` (written by `datasets`' save_to_disk) or `tfds:NAME[:split]`.
-      path: where the source lies: its folder or file, or a URL such as gs://bucket/folder for `folder` and `manifest`;
-        `digits` has none, for `tfds` it is the data directory.
+      path: where the source lies: its folder or file, or a URL such as gs://bucket/folder; `digits` has none, for
+        `tfds` it is the data directory.
       cache: folder on this machine for what is fetched from URLs and for indices of tar files; empty: $PCLS_CACHE, or
         ~/.cache/pcls.
       quarantine: a list of records that are left out, as `pcls data doctor` writes it; empty: none.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -13,15 +13,22 @@ from pcls.data.quarantine import read_quarantine, records_kept
 from pcls.data.sources.arrays import ArraySource, open_arrays, open_digits, open_idx, pixel_statistics
 from pcls.data.sources.cache import cache_folder
 from pcls.data.sources.folder import open_folder
-from pcls.data.sources.remote import is_url, open_remote_folder, open_remote_manifest, without_secrets
+from pcls.data.sources.remote import is_url, local_file, local_folder, open_remote_folder, open_remote_manifest
 from pcls.data.sources.source import Source, Subset
 from pcls.data.split import few_of_each, held_out
 from pcls.errors import UserError
 
 SOURCES = "digits, idx, folder, manifest, arrays, arrayrecord, webdataset, huggingface, tfds:NAME[:split]"
 KINDS = ("idx", "folder", "manifest", "arrays", "arrayrecord", "webdataset", "huggingface")
-MANIFESTS = (".csv", ".tsv", ".parquet")
 FILE_KINDS = {".csv": "manifest", ".tsv": "manifest", ".parquet": "manifest", ".npz": "arrays", ".tar": "webdataset"}
+# What is fetched of a set that a URL names.
+REMOTE_FILES = {
+    "idx": ("-ubyte", "-ubyte.gz"),
+    "arrays": (".npy", ".json"),
+    "arrayrecord": (".json", ".npy", ".array_record"),
+    "webdataset": (".tar", ".txt", ".json"),
+    "huggingface": (".json", ".arrow"),
+}
 # What tells the kind of a folder, in this order.
 FOLDER_SIGNS = (
     ("*-images[-.]idx3-ubyte*", "idx"),
@@ -133,7 +140,7 @@ def data_settings(data: str) -> dict[str, str]:
     if kind in KINDS and path:
         return {"data.source": kind, "data.path": path}
     if is_url(data):
-        return {"data.source": "manifest" if data.endswith(MANIFESTS) else "folder", "data.path": data}
+        return {"data.source": FILE_KINDS.get(PurePosixPath(data).suffix, "folder"), "data.path": data}
     return {"data.source": _kind_of(Path(data).expanduser(), data), "data.path": data}
 
 
@@ -202,15 +209,17 @@ def open_source(section: DataSection) -> tuple[Source, Source | None]:
 
 
 def _open_remote(kind: str, section: DataSection) -> tuple[Source, Source | None]:
-    match kind:
-        case "folder":
-            return open_remote_folder(section.path, _cache(section))
-        case "manifest":
-            return open_remote_manifest(section.path, _cache(section))
-    raise UserError(
-        f"data.path {without_secrets(section.path)}: a URL is read by the sources folder and manifest; "
-        f"copy it to this machine for {section.source}"
-    )
+    """Images of folders and manifests are fetched when asked for; sets of large files before they are opened."""
+    cache = _cache(section)
+    if kind == "folder":
+        return open_remote_folder(section.path, cache)
+    if kind == "manifest":
+        return open_remote_manifest(section.path, cache)
+    if kind not in REMOTE_FILES:
+        raise UserError(f"data.path is a URL, and {section.source} takes none: copy it to this machine")
+    is_file = section.path.endswith(tuple(FILE_KINDS))
+    local = local_file(section.path, cache) if is_file else local_folder(section.path, cache, REMOTE_FILES[kind])
+    return open_source(section.model_copy(update={"path": str(local)}))
 
 
 def _cache(section: DataSection) -> Path:

@@ -38,6 +38,8 @@ PERMANENT = (*NOT_THERE, UserError, ValueError, TypeError)
 
 # Object stores answer after 20 to 100 ms, however small the image: many requests have to be under way.
 AT_ONCE = 16
+# Large files fill the line sooner.
+DOWNLOADS = 4
 PIECE = 8 << 20
 UNKNOWN = -1
 
@@ -83,6 +85,44 @@ def local_file(url: str, cache: Path) -> Path:
     name = re.sub(r"[^\w.-]", "_", path.rsplit("/", 1)[-1])[-80:]
     target = cache / "files" / f"{cache_key(url, size, about['version'])}-{name}"
     return kept(target, lambda part: _asked(url, partial(_download, fs, path, size, part)))
+
+
+def local_folder(url: str, cache: Path, suffixes: tuple[str, ...]) -> Path:
+    """A folder with the files of a remote one, each downloaded unless the cache has it in its present version.
+
+    For sets of few large files that are read at random: shards, and what lies beside them.
+
+    Args:
+      url: of the folder.
+      cache: the node's own.
+      suffixes: endings of the files that are wanted, at any depth.
+
+    Returns:
+      A folder of the cache that holds links to the files.
+
+    Raises:
+      UserError: there are no such files, they cannot be fetched, or the disk is full.
+    """
+    root = url.rstrip("/")
+    fs, path = _file_system(root)
+    names = [name[len(path) + 1 :] for name in _asked(root, lambda: fs.find(path))]
+    wanted = sorted(name for name in names if name.endswith(suffixes))
+    if not wanted:
+        raise UserError(f"{without_secrets(root)}: holds no files that end in {', '.join(suffixes)}")
+    if odd := next((name for name in wanted if ".." in name.split("/")), None):
+        raise UserError(f"{without_secrets(root)}: {shown(odd)!r} leads out of the folder; rename it")
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        files = list(pool.map(lambda name: local_file(f"{root}/{name}", cache), wanted))
+    # Another version of a file has another name in the cache, and makes another folder.
+    target = cache / "folders" / cache_key(*wanted, *files)
+    return kept(target, partial(_link, dict(zip(wanted, files, strict=True))))
+
+
+def _link(files: Mapping[str, Path], folder: Path) -> None:
+    for name, file in files.items():
+        link = folder / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file.resolve())
 
 
 def open_remote_manifest(url: str, cache: Path) -> tuple[ImageSource, ImageSource | None]:

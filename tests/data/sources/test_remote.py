@@ -16,9 +16,20 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractFileSystem
 from PIL import Image
 
+from pcls.config.schema import DataSection
+from pcls.data.convert import convert
+from pcls.data.dataset import open_source
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources import manifest, remote
-from pcls.data.sources.remote import is_url, local_file, open_remote_folder, open_remote_manifest, without_secrets
+from pcls.data.sources.folder import open_folder
+from pcls.data.sources.remote import (
+    is_url,
+    local_file,
+    local_folder,
+    open_remote_folder,
+    open_remote_manifest,
+    without_secrets,
+)
 from pcls.errors import UserError
 
 PREPROCESSING = Preprocessing(4, 6, 3, (0.0,) * 3, (1.0,) * 3)
@@ -373,3 +384,63 @@ def test_fsspec_in_memory_is_read(cache, monkeypatch):
     source, _ = open_remote_folder("memory://set", cache)
     assert source.read(np.arange(2), PREPROCESSING, None).images[:, 0, 0, 0].tolist() == [1, 2]
     assert source.name(1) == "memory://set/dog/ü 猫.png"
+
+
+# Sets of large files
+
+
+def uploaded(bucket, folder, name: str) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            bucket.files[f"b/{name}/{file.relative_to(folder)}"] = file.read_bytes()
+
+
+@pytest.fixture
+def converted(tmp_path, write_images):
+    """A small set of ArrayRecord shards."""
+    source, _ = open_folder(
+        write_images({f"pictures/{name}/{i}.png": 10 * i for name in "ab" for i in (1, 2)}) / "pictures"
+    )
+    convert(source, None, tmp_path / "set", description="pictures")
+    return tmp_path / "set"
+
+
+def test_shards_are_fetched_once_and_read_like_local_ones(bucket, cache, converted):
+    uploaded(bucket, converted, "set")
+    section = DataSection(source="arrayrecord", path="standin://b/set", cache=str(cache))
+    train, _ = open_source(section)
+    local, _ = open_source(DataSection(source="arrayrecord", path=str(converted)))
+    assert train.__getitems__(range(4)) == local.__getitems__(range(4))
+    before = opened(bucket)
+    open_source(section)
+    assert opened(bucket) == before
+    assert not [name for name in half_written(cache) if name.endswith(".part")]
+
+
+def test_a_changed_file_makes_another_folder(bucket, cache):
+    bucket.files |= {"b/set/a.npy": b"1", "b/set/sub/b.npy": b"2", "b/set/c.png": b"3"}
+    first = local_folder("standin://b/set/", cache, (".npy",))
+    assert sorted(file.relative_to(first).as_posix() for file in first.rglob("*.*")) == ["a.npy", "sub/b.npy"]
+    bucket.files["b/set/a.npy"] = b"11"
+    second = local_folder("standin://b/set", cache, (".npy",))
+    assert second != first
+    assert ((first / "a.npy").read_bytes(), (second / "a.npy").read_bytes()) == (b"1", b"11")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"b/set/a.png": b""}, "standin://b/set: holds no files that end in .tar"),
+        ({"b/set/x/../../a.tar": b"1"}, "standin://b/set: 'x/../../a.tar' leads out of the folder; rename it"),
+        ({}, "standin://b/set: holds no files that end in .tar"),
+    ],
+)
+def test_a_remote_folder_without_fit_files_is_refused(bucket, cache, files, message):
+    bucket.files |= files
+    assert complaint(local_folder, "standin://b/set", cache, (".tar",)).startswith(message)
+
+
+def test_tfds_takes_no_url():
+    assert complaint(open_source, DataSection(source="tfds:mnist", path="gs://b/x")) == (
+        "data.path is a URL, and tfds:mnist takes none: copy it to this machine"
+    )
