@@ -104,6 +104,8 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(process, tmp_path, undist
 def test_a_second_interrupt_ends_at_once(tmp_path):
     from pcls.run.signals import stop_requests
 
+    # A shell starts what runs in its background with interrupts ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     told = []
     with stop_requests(told.append) as requested:
         assert not requested(1)
