@@ -72,6 +72,7 @@ def convert(
     from pcls.data.convert import convert as convert_source
     from pcls.data.dataset import data_settings, open_source
     from pcls.data.sources.arrayrecord import Reencoding
+    from pcls.data.sources.remote import without_secrets
 
     section = with_overrides(Recipe(), data_settings(source)).data
     by_beam = _beam(section, workers, beam_option or []) if runner == "beam" else None
@@ -83,7 +84,7 @@ def convert(
             train,
             evaluation,
             out,
-            description=description or source,
+            description=description or without_secrets(source),
             licence=licence,
             shards=shards,
             reencoding=Reencoding(longest_side=longest_side or LONGEST_SIDE, quality=quality or QUALITY)

@@ -41,6 +41,7 @@ def doctor(
     from pcls.data.doctor.page import page
     from pcls.data.doctor.survey import survey
     from pcls.data.doctor.text import as_json, as_quarantine, text
+    from pcls.data.sources.remote import without_secrets
     from pcls.data.workers import usable_cores
 
     for file in filter(None, (json_file, html_file, quarantine)):
@@ -54,13 +55,14 @@ def doctor(
     if json_file is not None:
         _write(json_file, json.dumps(as_json(seen, findings), indent=1))
     if html_file is not None:
-        _write(html_file, page(seen, findings, f"Doctor: {data}"))
+        _write(html_file, page(seen, findings, f"Doctor: {without_secrets(data)}"))
     if quarantine is not None:
         _write(quarantine, as_quarantine(seen, findings))
     serious = [f"{finding.title} ({finding.count})" for finding in findings if finding.severity is Severity.SERIOUS]
     if strict and serious:
         many = "s" * (len(serious) > 1)
-        raise UserError(f"{data}: {len(serious)} serious finding{many}, the first: {serious[0]}; --strict forbids it")
+        where = without_secrets(data)
+        raise UserError(f"{where}: {len(serious)} serious finding{many}, the first: {serious[0]}; --strict forbids it")
 
 
 def _progress_line() -> Callable[[int, int], None]:

@@ -34,8 +34,11 @@ def show(
     recipe = data_recipe(data, overrides or [])
     dataset = open_dataset(recipe.data)
     order = training_order(recipe, len(dataset.train))
+    count = min(order.batch_size, images + images % 2)
     # Pairs that are mixed are whole.
-    rows = np.arange(min(order.batch_size, images + images % 2))
+    rows = np.arange(count - count % 2 if recipe.augment.mixes else count)
+    if not len(rows):
+        raise UserError("train.batch_size is 1, and mixing needs pairs of images; write 2 or more")
     with training_batches(
         dataset.train,
         dataset.preprocessing,

@@ -16,6 +16,7 @@ from pcls.data.order import Order
 from pcls.data.pipeline import Workers, training_batches
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.source import Source, Stored
+from pcls.errors import UserError
 
 IMAGES, ROUNDS = 128, 5
 SECONDS = 3.0
@@ -75,6 +76,11 @@ def measure_input(
     stored = source.__getitems__(records[0].tolist())
     if threads:
         parts, decoding = _parts(stored, preprocessing)
+        if not parts:
+            raise UserError(
+                f"none of {IMAGES} images can be decoded, {source.name(int(records[0][0]))} among them; "
+                "pcls data doctor says why"
+            )
         images = [resized(part, preprocessing) for part in parts]
         stages = {
             "read": _rate(lambda number: source.__getitems__(records[number].tolist())),

@@ -13,7 +13,14 @@ from pcls.data.quarantine import read_quarantine, records_kept
 from pcls.data.sources.arrays import ArraySource, open_arrays, open_digits, open_idx, pixel_statistics
 from pcls.data.sources.cache import cache_folder
 from pcls.data.sources.folder import open_folder
-from pcls.data.sources.remote import is_url, local_file, local_folder, open_remote_folder, open_remote_manifest
+from pcls.data.sources.remote import (
+    is_url,
+    local_file,
+    local_folder,
+    open_remote_folder,
+    open_remote_manifest,
+    without_secrets,
+)
 from pcls.data.sources.source import Source, Subset
 from pcls.data.split import few_of_each, held_out
 from pcls.errors import UserError
@@ -91,7 +98,11 @@ def _without_quarantined(listed: str, whole: Source, evaluation: Source | None) 
     path = Path(listed).expanduser()
     sources = [whole] if evaluation is None else [whole, evaluation]
     kept = records_kept(sources, read_quarantine(path), path)
-    rest = [Subset(source, records) for source, records in zip(sources, kept, strict=True)]
+    rest = [
+        # Pixels in memory stay such: they are brought to size as a whole.
+        source.chosen(records) if isinstance(source, ArraySource) else Subset(source, records)
+        for source, records in zip(sources, kept, strict=True)
+    ]
     return rest[0], rest[1] if len(rest) > 1 else None
 
 
@@ -255,15 +266,23 @@ def _split(section: DataSection, whole: Source, evaluation: Source | None) -> tu
         others = np.flatnonzero(np.isin(evaluation.labels, classes))
         trained = few_of_each(labels, section.per_class, section.split_seed) if section.per_class else slice(None)
         return Subset(whole, records[trained], classes), Subset(evaluation, others, classes)
-    # Few labels leave the rest to be evaluated on; a share would waste it.
     groups = None if whole.groups is None else whole.groups[records]
+    if section.per_class and groups is not None:
+        raise UserError(
+            "data.per_class would part the groups of this set: it has no evaluation part, and what is not trained on "
+            "is evaluated on; write data.validation instead"
+        )
+    # Few labels leave the rest to be evaluated on; a share would waste it.
     trained = (
         few_of_each(labels, section.per_class, section.split_seed)
         if section.per_class
         else ~held_out(labels, section.validation, section.split_seed, groups)
     )
     if trained.all():
-        raise UserError(f"{section.source} {section.path}: too few images to hold any out for evaluation; add images")
+        where = without_secrets(section.path)
+        raise UserError(f"{section.source} {where}: too few images to hold any out for evaluation; add images")
+    # A class may have had all its records in groups that are held out.
+    _check_not_empty(whole, labels[trained], classes)
     return Subset(whole, records[trained], classes), Subset(whole, records[~trained], classes)
 
 

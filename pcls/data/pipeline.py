@@ -111,7 +111,7 @@ def training_batches(
         size, batches = update_at(step)
         parts = [order.records_of_step(step + number) for number in range(batches)]
         records, epochs = (np.concatenate(part)[rows[batches * order.batch_size]] for part in zip(*parts, strict=True))
-        draws = crop_draws(order.seed, epochs, records) if random_crop else None
+        draws = crop_draws(order.seed, epochs, _filled(records, order.size)) if random_crop else None
         sized = replace(preprocessing, height=size, width=size) if size else preprocessing
         return _read(source, sized, records, epochs, draws)
 
@@ -144,10 +144,14 @@ def evaluation_batches(
 def _read(
     source: Source, preprocessing: Preprocessing, records: np.ndarray, epochs: np.ndarray, draws: np.ndarray | None
 ) -> Batch:
-    # Padding reads record 0 like any other: rare, and it keeps one shape and one path.
-    read = source.read(np.maximum(records, 0), preprocessing, draws)
+    read = source.read(_filled(records, len(source)), preprocessing, draws)
     weight = (read.decoded & (records >= 0)).astype(np.float32)
     return Batch(read.images, read.labels, weight, records.astype(np.int32), epochs.astype(np.int32))
+
+
+def _filled(records: np.ndarray, size: int) -> np.ndarray:
+    """The records, and others where a step is filled up: they weigh nothing, but BatchNorm sees them as it sees all."""
+    return np.where(records < 0, np.arange(len(records)) * 7919 % size, records)
 
 
 def _read_ahead(

@@ -40,7 +40,7 @@ def augmented_images(
         keys = record_keys(jax.random.key(seed), batch.epoch, batch.record)
         images = augment(batch.image, keys, section, mean_colour(preprocessing))
         other, share = batch.label, jnp.ones(len(batch.label))
-        if section.mixup or section.cutmix:
+        if section.mixes:
             images, other, share = mix(images, batch.label, batch.weight, keys, section)
         # What is erased is erased from normalised images.
         erased = erase(normalise(images, preprocessing, jnp.dtype("float32")), keys, section)

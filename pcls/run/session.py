@@ -101,7 +101,7 @@ class Session:
             with self._batches(first) as batches, stop_requests(self._say) as self.stop_requested:
                 one, many = self._steps(first)
                 self._goodput.start_training()
-                self._profiler.after(first, first + plan.together(first))
+                self._profiler.after(first, plan.after_dispatch(first))
                 state, finished = train_loop(state, one, many, self._booked(batches), plan, self)
             with self._goodput.lost_to("checkpoint"):
                 self._store.wait()
@@ -128,14 +128,14 @@ class Session:
 
     def progress(self, meter: Meter, step: int) -> None:
         """Redraws the progress line now and then."""
-        self._profiler.after(step, step + self._setup.plan.together(step))
+        self._profiler.after(step, self._setup.plan.after_dispatch(step))
         if self._console and meter.has_numbers and self._console.due():
             self._console.progress(meter.current(step))
 
     def log(self, row: dict[str, Any]) -> None:
         """Keeps a training row."""
         del row["eta"]
-        row["lr"] = float(self._setup.schedule(row["step"] - 1))
+        row["lr"] = self._rate_before(row["step"])
         if self._image_share_of_peak is not None:
             row["mfu"] = row["images_per_second"] * self._image_share_of_peak * self._relative_area(row["step"])
         self._write(row)
@@ -256,6 +256,16 @@ class Session:
         measured = measure_threads(dataset.train, dataset.preprocessing, random_crop=random_crop)
         self._say(str(measured))
         return Workers(measured.threads)
+
+    def _rate_before(self, step: int) -> float:
+        """The rate of the update that ended at a step."""
+        setup = self._setup
+        if not setup.phases:
+            return float(setup.schedule(step - 1))
+        phase = phase_at(setup.phases, step - 1)
+        first = step - 1 - (step - 1 - phase.start) % phase.batches
+        grown = phase.update_at(first).batches if setup.recipe.optimizer.lr_per_256 else 1
+        return float(setup.schedule(first)) * grown
 
     def _relative_area(self, step: int) -> float:
         """The area of a finished step's images to that of the largest: what their convolutions cost."""

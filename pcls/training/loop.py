@@ -60,6 +60,10 @@ class Plan:
         due = min(self.next_due(step, self.evaluate_every), self.next_due(step, self.save_every))
         return self.at_once if step + self.at_once <= due else 1
 
+    def after_dispatch(self, step: int) -> int:
+        """The step at which what is dispatched at `step` ends."""
+        return step + self.together(step) * self.batches_at(step)
+
 
 class Hooks(Protocol):
     """What the loop calls out to."""

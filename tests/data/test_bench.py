@@ -11,6 +11,7 @@ from pcls.data.bench import IMAGES, ROUNDS, InputRates, measure_input
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.arrays import ArraySource
 from pcls.data.sources.folder import open_folder
+from pcls.errors import UserError
 
 SMALL = Preprocessing(8, 8, 3, (0.0,) * 3, (1.0,) * 3)
 RATES = InputRates(
@@ -60,6 +61,12 @@ def test_files_go_through_every_stage_and_what_cannot_be_decoded_is_counted(writ
     assert 4 <= rates.undecodable <= 32
     assert sent == [(IMAGES - rates.undecodable, 8, 8, 3)] * ROUNDS
     assert 0.5 < rates.kilobytes < len(stream.getvalue()) / 1000
+
+
+def test_a_set_of_which_nothing_can_be_decoded_is_refused(write_images):
+    source, _ = open_folder(write_images({"a/1.jpg": b"no", "b/2.jpg": b"picture"}))
+    with pytest.raises(UserError, match=r"none of 128 images can be decoded, .*; pcls data doctor says why"):
+        measure_input(source, SMALL, threads=1, cores=2, transfer=lambda images: None)
 
 
 def test_pixels_in_memory_are_copied_and_sent():

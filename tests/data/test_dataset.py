@@ -180,8 +180,24 @@ def test_a_description_is_what_opening_finds(write_images):
 
 
 def test_numbers_that_are_as_expected_are_fine():
-    open_dataset(DataSection(expect_classes=10, expect_records=1438))
-    open_dataset(DataSection(classes=(3, 8), per_class=5, expect_classes=2, expect_records=10))
+    assert len(open_dataset(DataSection(expect_classes=10, expect_records=1438)).train) == 1438
+    assert len(open_dataset(DataSection(classes=(3, 8), per_class=5, expect_classes=2, expect_records=10)).train) == 10
+
+
+def test_a_quarantine_leaves_pixels_in_memory_what_they_are(tmp_path):
+    (tmp_path / "list").write_text("digits #0\ndigits #5\n")
+    dataset = open_dataset(DataSection(quarantine=str(tmp_path / "list")))
+    assert dataset.in_memory
+    assert dataset.preprocessing.shape == (8, 8, 1)
+    assert len(dataset.train) + len(dataset.evaluation) == 1795
+
+
+def test_few_of_each_class_part_no_groups(tmp_path, write_images):
+    root = write_images({f"{i}.png": i for i in range(8)})
+    rows = "".join(f"{i}.png,{'ab'[i % 2]},{i // 4}\n" for i in range(8))
+    (root / "list.csv").write_text(f"path,label,group\n{rows}")
+    with pytest.raises(UserError, match="would part the groups"):
+        open_dataset(DataSection(source="manifest", path=str(root / "list.csv"), per_class=1))
 
 
 # What is refused

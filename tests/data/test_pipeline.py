@@ -210,6 +210,8 @@ def test_a_step_that_is_filled_up_has_rows_of_weight_0():
     with training_batches(Numbers(), PREPROCESSING, workers=Workers(2), **options) as batches:
         *_, last = batches
     assert last.weight.tolist() == [1.0] * 5 + [0.0] * 3
+    # Others than one and the same: BatchNorm sees them.
+    assert len(set(last.image[5:, 1, 2, 0].tolist())) == 3
     assert last.record[5:].tolist() == [-1] * 3
 
 

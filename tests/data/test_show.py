@@ -72,6 +72,12 @@ def test_the_verb_writes_a_png(tmp_path, capsys):
     assert capsys.readouterr().out == f"{out}: 5 images of step 1\n"
 
 
+def test_an_odd_batch_is_mixed_but_for_its_last_image(tmp_path, capsys):
+    words = ["data", "show", "digits", "train.batch_size=5", "augment.mixup=0.2", "--out", str(tmp_path / "batch.png")]
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith("4 images of step 1\n")
+
+
 def test_the_verb_refuses_a_folder_that_is_not_there(tmp_path, capsys):
     assert main(["data", "show", "digits", "--out", str(tmp_path / "no" / "batch.png")]) == 2
     assert "there is no folder" in capsys.readouterr().err

@@ -147,8 +147,8 @@ def complaint(phases, model="resnet18"):
 
 
 def test_phases_in_order_of_files_are_fine():
-    check_progressive(THREE, "resnet18", 10)
-    check_progressive(section(), "cnn28", 10)
+    assert check_progressive(THREE, "resnet18", 10) is None
+    assert check_progressive(section(), "cnn28", 10) is None
 
 
 @pytest.mark.parametrize("ends", [("2 epochs", "1 epochs"), ("2 epochs", "20 steps"), ("0 steps", "2 epochs")])

@@ -222,7 +222,7 @@ def read_description(folder: Path) -> Description:
         description = Description.model_validate_json(text)
     except FileNotFoundError as error:
         raise UserError(_not_there(folder)) from error
-    except (JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+    except (JSONDecodeError, UnicodeDecodeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is damaged (no JSON object); copy it again, or convert the set again") from error
     except ValidationError as error:
         raise UserError(f"{path}: is damaged ({_first(error)}); copy it again, or convert the set again") from error

@@ -72,6 +72,10 @@ class ArraySource:
         """Never asked: pixels in memory are always decoded."""
         raise ValueError(f"record {record} is in memory")
 
+    def chosen(self, records: np.ndarray) -> ArraySource:
+        """Some of the records; numbered anew."""
+        return ArraySource(self.images[records], self.labels[records], self.class_names, self._title)
+
     def resized(self, height: int, width: int, channels: int) -> ArraySource:
         """The same records at another size (bilinear) and channel count."""
         if self.images.shape[1:] == (height, width, channels):

@@ -20,7 +20,14 @@ import fsspec
 import numpy as np
 
 from pcls.data.sources.cache import cache_key, kept, not_writable
-from pcls.data.sources.folder import EVALUATION_FOLDERS, check_same_classes, class_files, is_image, shown
+from pcls.data.sources.folder import (
+    EVALUATION_FOLDERS,
+    MAX_FILE_BYTES,
+    check_same_classes,
+    class_files,
+    is_image,
+    shown,
+)
 from pcls.data.sources.source import ImageSource, Stored, Unreadable
 from pcls.errors import UserError
 
@@ -59,9 +66,9 @@ def without_secrets(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    # A secret key may hold a slash, which then does not end it; and a port begins none.
-    text = re.sub(r"://[^\s/@]*:(?!\d+/)[^\s@]*@|://[^\s/@]*@", "://", text)
-    return re.sub(r"(://[^\s?]*)\?\S*", r"\1", text)
+    # A secret key may hold a slash, which then does not end it.
+    text = re.sub(r"://[^\s/@]*:[^\s@]*@|://[^\s/@]*@", "://", text)
+    return re.sub(r"(://[^\s?#]*)[?#]\S*", r"\1", text)
 
 
 def local_file(url: str, cache: Path) -> Path:
@@ -307,9 +314,12 @@ def _keep_image(target: Path, data: bytes) -> None:
 
 
 def _whole(fs: Any, path: str, size: int) -> bytes:
-    data = fs.cat_file(path)
     # Asked for once, for the image then stays in the cache: whole, or it would be spoilt for good.
-    _check_size(len(data), fs.info(path)["size"] if size == UNKNOWN else size)
+    size = fs.info(path)["size"] if size == UNKNOWN else size
+    if size is not None and size > MAX_FILE_BYTES:
+        raise ValueError(f"{size:,} bytes, more than {MAX_FILE_BYTES:,}")
+    data: bytes = fs.cat_file(path)
+    _check_size(len(data), size)
     return data
 
 

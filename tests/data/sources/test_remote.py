@@ -234,7 +234,8 @@ def test_a_missing_package_or_protocol_is_named(url, message, cache, monkeypatch
         ("Forbidden, url='https://host/a?sig=abc'", "Forbidden, url='https://host/a"),
         ("zip://a.csv::s3://key:secret@b/c.zip?token=1", "zip://a.csv::s3://b/c.zip"),
         ("gs://bucket/me@home.jpg", "gs://bucket/me@home.jpg"),
-        ("https://host:8080/me@home.jpg", "https://host:8080/me@home.jpg"),
+        # A port looks like the start of a secret that holds a slash: rather too little is shown.
+        ("https://host:8080/me@home.jpg", "https://home.jpg"),
         ("gs://b/a\nb.jpg", "gs://b/a\\nb.jpg"),
         ("/data/cat?.jpg", "/data/cat?.jpg"),
     ],
@@ -444,3 +445,24 @@ def test_tfds_takes_no_url():
     assert complaint(open_source, DataSection(source="tfds:mnist", path="gs://b/x")) == (
         "data.path is a URL, and tfds:mnist takes none: copy it to this machine"
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "bare"),
+    [
+        ("s3://KEY:12/abcSECRET@bucket/x", "s3://bucket/x"),
+        ("https://host/x#token=SECRET", "https://host/x"),
+        ("https://host/x?sig=SECRET#y", "https://host/x"),
+        ("https://host:8080/x", "https://host:8080/x"),
+    ],
+)
+def test_no_secret_stands_in_a_url_that_is_shown(url, bare):
+    assert without_secrets(url) == bare
+
+
+def test_a_remote_image_that_is_too_large_is_not_fetched(bucket, cache, monkeypatch):
+    monkeypatch.setattr(remote, "MAX_FILE_BYTES", 100)
+    bucket.files |= {"b/cat/1.png": picture(1) + b"x" * 200, "b/dog/1.png": b"x" * 50}
+    train, _ = open_remote_folder("standin://b", cache)
+    image = train.__getitems__([0])[0].image
+    assert image.reason.endswith("bytes, more than 100")
