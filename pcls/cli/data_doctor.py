@@ -35,7 +35,7 @@ def doctor(
     import shutil
 
     from pcls.cli.data_recipe import data_recipe
-    from pcls.data.dataset import open_source
+    from pcls.data.dataset import open_kept
     from pcls.data.doctor.checks import examine
     from pcls.data.doctor.findings import Severity
     from pcls.data.doctor.page import page
@@ -47,7 +47,7 @@ def doctor(
     for file in filter(None, (json_file, html_file, quarantine)):
         _check_can_be_written(file)
     section = data_recipe(data, overrides or []).data
-    train, evaluation = open_source(section)
+    train, evaluation = open_kept(section)
     sources = {"train": train} | ({} if evaluation is None else {"evaluation": evaluation})
     seen = survey(sources, workers=section.workers or usable_cores(), progress=_progress_line())
     findings = examine(seen)

@@ -29,6 +29,8 @@ def show(
     from pcls.errors import UserError
     from pcls.training.program import training_order
 
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: is no name of a PNG file; write {out.with_suffix('.png')}")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
     recipe = data_recipe(data, overrides or [])

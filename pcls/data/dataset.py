@@ -84,14 +84,18 @@ def open_dataset(section: DataSection, preprocessing: Preprocessing | None = Non
     Raises:
       UserError: the data is missing, damaged, or not fit to classify.
     """
-    whole, evaluation = open_source(section)
-    if section.quarantine:
-        whole, evaluation = _without_quarantined(section.quarantine, whole, evaluation)
+    whole, evaluation = open_kept(section)
     _check_classes(section, whole)
     dataset = _prepared(section, whole, evaluation, preprocessing)
     _check_expected("data.expect_classes", section.expect_classes, len(dataset.class_names), "classes")
     _check_expected("data.expect_records", section.expect_records, len(dataset.train), "training records")
     return dataset
+
+
+def open_kept(section: DataSection) -> tuple[Source, Source | None]:
+    """The whole set as `open_source` gives it, without the records that `section.quarantine` lists."""
+    whole, evaluation = open_source(section)
+    return _without_quarantined(section.quarantine, whole, evaluation) if section.quarantine else (whole, evaluation)
 
 
 def _without_quarantined(listed: str, whole: Source, evaluation: Source | None) -> tuple[Source, Source | None]:

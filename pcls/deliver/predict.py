@@ -14,6 +14,8 @@ from PIL import Image
 
 from pcls.data.augment import normalise
 from pcls.data.decode import DecodeError, decode, fit
+from pcls.data.sources.folder import read_file
+from pcls.data.sources.source import Unreadable
 from pcls.nn.module import Arrays
 from pcls.pretrained.bundle import Bundle
 
@@ -95,7 +97,10 @@ class Classifier:
 
     def _pixels(self, picture: Picture) -> np.ndarray:
         if not isinstance(picture, np.ndarray):
-            return decode(Path(picture).read_bytes(), self.preprocessing)
+            data = read_file(str(picture), within=None)
+            if isinstance(data, Unreadable):
+                raise DecodeError(data.reason)
+            return decode(data, self.preprocessing)
         if (
             picture.dtype != np.uint8
             or not picture.size
