@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -22,6 +25,7 @@ PREFETCHED_BATCHES = 8
 # What Grain says of it, and how often a run puts up with it.
 WORKER_DIED = "Worker process was terminated unexpectedly"
 MAX_DEATHS = 5
+PARENT_CHECK_SECONDS = 1.0
 
 
 class Batch(NamedTuple):
@@ -163,7 +167,9 @@ def _read_ahead(
         batches = _iterator(batch, steps[given:], workers)
         try:
             for read in batches:
-                yield read
+                # Out of the memory that is shared with the process that read it: whoever keeps a batch, as jax may,
+                # would keep that from being given back at the end.
+                yield Batch(*map(np.array, read)) if workers.processes else read
                 given += 1
             return
         except RuntimeError as error:
@@ -186,7 +192,20 @@ def _iterator(batch: Callable[[int], Batch], steps: Sequence[int], workers: Work
     own = grain.ReadOptions(num_threads=workers.threads, prefetch_buffer_size=workers.threads)
     ahead = -(-PREFETCHED_BATCHES // workers.processes)
     processes = grain.MultiprocessingOptions(num_workers=workers.processes, per_worker_buffer_size=ahead)
-    return iter(dataset.to_iter_dataset(own).mp_prefetch(processes))
+    return iter(dataset.to_iter_dataset(own).mp_prefetch(processes, worker_init_fn=_end_with_parent))
+
+
+def _end_with_parent(number: int, count: int) -> None:
+    """Ends a reading process soon after the program that started it, also where that was killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_SECONDS)
+        # At once: what waits for a queue that nobody empties would wait without end.
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
 def _tell_of_death(

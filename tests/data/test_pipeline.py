@@ -4,6 +4,8 @@ import gc
 import io
 import multiprocessing
 import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -246,9 +248,9 @@ def shared_memory() -> set[str]:
 def test_a_process_that_is_killed_is_replaced_and_every_batch_comes_once(stream):
     before, told = shared_memory(), []
     with stream(Workers(1, processes=2), range(30), told.append) as batches:
-        found = [copied(next(batches)) for _ in range(3)]
+        found = [next(batches) for _ in range(3)]
         multiprocessing.active_children()[0].kill()
-        found += [copied(batch) for batch in batches]
+        found += list(batches)
     with stream(Workers(2), range(30)) as batches:
         assert_same(found, list(batches))
     assert len(told) == 1
@@ -259,13 +261,49 @@ def test_a_process_that_is_killed_is_replaced_and_every_batch_comes_once(stream)
     assert within_seconds(lambda: len(shared_memory() - before) <= len(Batch._fields))
 
 
-def copied(batch):
-    """Out of the memory that is shared with the process that read it."""
-    return Batch(*(np.array(array) for array in batch))
-
-
 def within_seconds(condition) -> bool:
     return any(condition() or time.sleep(0.05) for _ in range(100))
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import multiprocessing
+import numpy as np
+from pcls.data.order import Order
+from pcls.data.pipeline import Workers, training_batches
+from pcls.data.preprocessing import Preprocessing
+from pcls.data.sources.folder import open_folder
+
+if __name__ == "__main__":
+    source = open_folder(Path(sys.argv[1]))[0]
+    options = {"order": Order(len(source), 4, 5), "rows": {4: np.arange(4)}, "random_crop": True, "steps": range(10**6)}
+    size = Preprocessing(6, 5, 3, (0.0,) * 3, (1.0,) * 3)
+    with training_batches(source, size, workers=Workers(1, processes=1), **options) as batches:
+        next(batches)
+        print(multiprocessing.active_children()[0].pid, flush=True)
+        os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.faults
+def test_the_processes_of_a_killed_program_end_and_leave_no_memory(write_images, tmp_path):
+    root = write_images({f"{'ab'[i % 2]}/{i}.png": i for i in range(6)})
+    program, before = tmp_path / "killed.py", shared_memory()
+    program.write_text(KILLED)
+    done = subprocess.run([sys.executable, str(program), str(root)], stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == -9
+    reader = int(done.stdout)
+    assert within_seconds(lambda: not Path(f"/proc/{reader}").exists() or "Z" in status(reader))
+    assert within_seconds(lambda: shared_memory() <= before)
+
+
+def status(process: int) -> str:
+    """Its state, as in R, S and Z."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
 
 
 def test_processes_that_die_again_and_again_end_the_run(stream, monkeypatch):
