@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import threading
@@ -119,8 +120,13 @@ def training_batches(
         sized = replace(preprocessing, height=size, width=size) if size else preprocessing
         return _read(source, sized, records, epochs, draws)
 
-    with closing(_read_ahead(batch, steps, workers, warn)) as batches:
-        yield batches
+    try:
+        with closing(_read_ahead(batch, steps, workers, warn)) as batches:
+            yield batches
+    finally:
+        if workers.processes:
+            # Grain's iterators hold batches in circles: shared memory that is not given back by the end of the program.
+            gc.collect()
 
 
 def training_places(order: Order, *, rows: np.ndarray, steps: range) -> Iterator[Places]:
