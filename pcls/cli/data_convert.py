@@ -47,6 +47,9 @@ def convert(
         list[str] | None,
         typer.Option(help="For Beam, as in --beam-option=--runner=FlinkRunner; else its DirectRunner."),
     ] = None,
+    quarantine: Annotated[
+        Path | None, typer.Option(help="Leave out the records of this list, as `pcls data doctor` writes it.")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare the digest of every file of a set.")] = False,
 ) -> None:
     """Convert images to ArrayRecord shards, or verify a converted set.
@@ -70,13 +73,14 @@ def convert(
 
     from pcls.config import Recipe, with_overrides
     from pcls.data.convert import convert as convert_source
-    from pcls.data.dataset import data_settings, open_source
+    from pcls.data.dataset import data_settings, open_kept
     from pcls.data.sources.arrayrecord import Reencoding
     from pcls.data.sources.remote import without_secrets
 
-    section = with_overrides(Recipe(), data_settings(source)).data
+    listed = {} if quarantine is None else {"data.quarantine": str(quarantine)}
+    section = with_overrides(Recipe(), data_settings(source) | listed).data
     by_beam = _beam(section, workers, beam_option or []) if runner == "beam" else None
-    train, evaluation = open_source(section)
+    train, evaluation = open_kept(section)
     started = time.monotonic()
     progress = Progress(len(train) + (len(evaluation) if evaluation is not None else 0))
     try:

@@ -47,7 +47,7 @@ def doctor(
     for file in filter(None, (json_file, html_file, quarantine)):
         _check_can_be_written(file)
     section = data_recipe(data, overrides or []).data
-    train, evaluation = open_kept(section)
+    train, evaluation = open_kept(section, as_it_is=True)
     sources = {"train": train} | ({} if evaluation is None else {"evaluation": evaluation})
     seen = survey(sources, workers=section.workers or usable_cores(), progress=_progress_line())
     findings = examine(seen)

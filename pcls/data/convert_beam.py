@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 
 from pcls.config.schema import DataSection
 from pcls.data.convert import Runner
-from pcls.data.dataset import open_source
+from pcls.data.dataset import open_kept
 from pcls.data.shards import Task, write_shard
 from pcls.data.sources.source import Source
 from pcls.data.workers import usable_cores
@@ -66,5 +66,5 @@ def _write(section: str, task: str) -> None:
 
 @lru_cache(maxsize=1)
 def _sources(section: str) -> dict[str, Source]:
-    train, evaluation = open_source(DataSection.model_validate_json(section))
+    train, evaluation = open_kept(DataSection.model_validate_json(section))
     return {"train": train} | ({"evaluation": evaluation} if evaluation is not None else {})

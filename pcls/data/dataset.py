@@ -12,7 +12,7 @@ from pcls.data.preprocessing import Preprocessing, imagenet_statistics
 from pcls.data.quarantine import read_quarantine, records_kept
 from pcls.data.sources.arrays import ArraySource, open_arrays, open_digits, open_idx, pixel_statistics
 from pcls.data.sources.cache import cache_folder
-from pcls.data.sources.folder import open_folder
+from pcls.data.sources.folder import open_folder, open_folder_as_it_is
 from pcls.data.sources.remote import (
     is_url,
     local_file,
@@ -86,15 +86,26 @@ def open_dataset(section: DataSection, preprocessing: Preprocessing | None = Non
     """
     whole, evaluation = open_kept(section)
     _check_classes(section, whole)
+    if section.quarantine:
+        # The list may have taken a whole class.
+        _check_not_empty(whole, whole.labels, section.classes or tuple(range(len(whole.class_names))))
     dataset = _prepared(section, whole, evaluation, preprocessing)
     _check_expected("data.expect_classes", section.expect_classes, len(dataset.class_names), "classes")
     _check_expected("data.expect_records", section.expect_records, len(dataset.train), "training records")
     return dataset
 
 
-def open_kept(section: DataSection) -> tuple[Source, Source | None]:
-    """The whole set as `open_source` gives it, without the records that `section.quarantine` lists."""
-    whole, evaluation = open_source(section)
+def open_kept(section: DataSection, *, as_it_is: bool = False) -> tuple[Source, Source | None]:
+    """The whole set as `open_source` gives it, without the records that `section.quarantine` lists.
+
+    Args:
+      section: of the recipe.
+      as_it_is: take folders whose classes nothing could be trained on.
+    """
+    as_it_is = as_it_is and section.source == "folder" and not is_url(section.path)
+    opened: tuple[Source, Source | None]
+    opened = open_folder_as_it_is(Path(section.path).expanduser()) if as_it_is else open_source(section)
+    whole, evaluation = opened
     return _without_quarantined(section.quarantine, whole, evaluation) if section.quarantine else (whole, evaluation)
 
 

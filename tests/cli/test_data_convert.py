@@ -33,6 +33,13 @@ def test_a_conversion_ends_with_one_line_and_is_verified_by_another(said, tmp_pa
     assert lines == [f"{out}: 1,797 train records, 2 shards, 0.5 MB; all digests agree"]
 
 
+def test_a_quarantine_list_is_left_out(said, tmp_path):
+    (tmp_path / "list").write_text("digits #3\ndigits #4\n")
+    code, lines, _ = said("digits", tmp_path / "set", "--quarantine", tmp_path / "list")
+    assert code == 0
+    assert lines[0].startswith(f"{tmp_path / 'set'}: 1,795 train records")
+
+
 def test_every_damaged_file_is_told_and_ends_with_2(said, tmp_path):
     out = tmp_path / "converted"
     said("digits", out, "--shards", 3)

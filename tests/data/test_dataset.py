@@ -192,6 +192,15 @@ def test_a_quarantine_leaves_pixels_in_memory_what_they_are(tmp_path):
     assert len(dataset.train) + len(dataset.evaluation) == 1795
 
 
+def test_a_quarantine_that_takes_a_whole_class_is_refused(tmp_path, write_images):
+    root = (
+        write_images({f"pictures/{part}/{name}/1.png": 1 for part in ("train", "val") for name in "abc"}) / "pictures"
+    )
+    (tmp_path / "list").write_text(f"{root}/train/b/1.png\n")
+    with pytest.raises(UserError, match="class 'b' has no training records"):
+        open_dataset(DataSection(source="folder", path=str(root), quarantine=str(tmp_path / "list")))
+
+
 def test_few_of_each_class_part_no_groups(tmp_path, write_images):
     root = write_images({f"{i}.png": i for i in range(8)})
     rows = "".join(f"{i}.png,{'ab'[i % 2]},{i // 4}\n" for i in range(8))

@@ -126,14 +126,19 @@ def class_files(where: str, found: Mapping[str, list[str]]) -> ClassFiles:
       UserError: no images, one class only, a class without images.
     """
     names = sorted(found)
-    files = [file for name in names for file in sorted(found[name])]
-    if not files:
+    numbered = _numbered(found, names)
+    if not numbered.files:
         raise UserError(f"{where}: no {', '.join(EXTENSIONS)} files in folders below it; one folder a class is needed")
     if empty := [name for name in names if not found[name]]:
         raise UserError(f"{where}: no images in the class folder {empty[0]!r}; fill or remove it")
     if len(names) < 2:
         raise UserError(f"{where}: only one class, {names[0]!r}; a classifier needs two or more class folders")
-    labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(found[name]) for name in names])
+    return numbered
+
+
+def _numbered(found: Mapping[str, list[str]], names: list[str]) -> ClassFiles:
+    files = [file for name in names for file in sorted(found.get(name, []))]
+    labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(found.get(name, [])) for name in names])
     return ClassFiles(tuple(names), files, labels)
 
 
@@ -157,26 +162,45 @@ def open_folder(root: Path) -> tuple[ImageSource, ImageSource | None]:
     Raises:
       UserError: missing, no images, one class only, a class without images, parts that disagree on the classes.
     """
+    train, *others = [(part, class_files(str(part), _found(part))) for part in _parts(root)]
+    for part, classes in others:
+        check_same_classes(str(root), train[1].class_names, part.name, classes.class_names)
+    return _source(*train), _source(*others[0]) if others else None
+
+
+def open_folder_as_it_is(root: Path) -> tuple[ImageSource, ImageSource | None]:
+    """The same for who looks for what is wrong: classes may be empty, or stand in one part only.
+
+    Raises:
+      UserError: missing, or no images at all.
+    """
+    found = {part: _found(part) for part in _parts(root)}
+    names = sorted(set().union(*found.values()))
+    train, *others = [_source(part, _numbered(classes, names)) for part, classes in found.items()]
+    if not len(train) and not any(map(len, others)):
+        raise UserError(f"{root}: no {', '.join(EXTENSIONS)} files in folders below it; one folder a class is needed")
+    return train, others[0] if others else None
+
+
+def _parts(root: Path) -> list[Path]:
+    """The folder itself; or that of training, and that of evaluation if there is one."""
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; data.path needs the folder that holds one folder a class")
     if not (root / "train").is_dir():
-        return _scan(root), None
-    train = _scan(root / "train")
-    for name in EVALUATION_FOLDERS:
-        if (root / name).is_dir():
-            evaluation = _scan(root / name)
-            check_same_classes(str(root), train.class_names, name, evaluation.class_names)
-            return train, evaluation
-    return train, None
+        return [root]
+    return [root / "train", *[root / name for name in EVALUATION_FOLDERS if (root / name).is_dir()][:1]]
 
 
-def _scan(root: Path) -> ImageSource:
+def _found(root: Path) -> dict[str, list[str]]:
+    """Class folder -> paths of its images."""
     try:
-        found = {name: list(_images_below(root, name)) for name in _class_folders(root)}
+        return {name: list(_images_below(root, name)) for name in _class_folders(root)}
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be listed ({error.strerror})") from error
-    names, files, labels = class_files(str(root), found)
-    return ImageSource(FileStore(root, files, labels), names, labels)
+
+
+def _source(root: Path, classes: ClassFiles) -> ImageSource:
+    return ImageSource(FileStore(root, classes.files, classes.labels), classes.class_names, classes.labels)
 
 
 def _class_folders(root: Path) -> list[str]:

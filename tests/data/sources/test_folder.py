@@ -10,7 +10,7 @@ from PIL import Image
 
 from pcls.data.crops import crop_draws
 from pcls.data.preprocessing import Preprocessing
-from pcls.data.sources.folder import open_folder
+from pcls.data.sources.folder import open_folder, open_folder_as_it_is
 from pcls.errors import UserError
 
 NO_IMAGES = "no .jpg, .jpeg, .png, .webp files in folders below it"
@@ -217,3 +217,15 @@ def test_a_folder_is_the_same_in_another_process(write_images):
     source, _ = open_folder(write_images({"cat/1.png": 1, "dog/1.png": 2}))
     read = copy.deepcopy(source).read(np.arange(2), PREPROCESSING, None)
     assert read.images[:, 0, 0, 0].tolist() == [1, 2]
+
+
+def test_a_folder_is_opened_as_it_is_for_who_looks_for_what_is_wrong(write_images):
+    root = write_images({"train/cat/1.png": 1, "train/Dog/1.png": 2, "val/cat/2.png": 3, "val/dog/1.png": 4})
+    (root / "train" / "empty").mkdir()
+    train, evaluation = open_folder_as_it_is(root)
+    assert train.class_names == evaluation.class_names == ("Dog", "cat", "dog", "empty")
+    assert (train.labels.tolist(), evaluation.labels.tolist()) == ([0, 1], [1, 2])
+    with pytest.raises(UserError, match="no images in the class folder 'empty'"):
+        open_folder(root)
+    with pytest.raises(UserError, match="folders below it; one folder a class is needed"):
+        open_folder_as_it_is(root / "train" / "empty")
