@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import jax
@@ -69,17 +70,23 @@ def grid(images: np.ndarray, texts: Sequence[str], columns: int) -> Image.Image:
         left, top = GAP + column * (width + GAP), GAP + row * (height + LINE + GAP)
         image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")
         sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top))
-        draw.text((left, top + height + 1), shortened(text, width, font), INK, font)
+        draw.text((left, top + height + 1), shortened(plain(text), width, font), INK, font)
     return sheet
+
+
+def plain(text: str) -> str:
+    """The text in the letters that Pillow's own font has: `Blute` for `Blüte`, `?` for what has no such letter."""
+    letters = [c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)]
+    return "".join(c if c.isascii() else "?" for c in letters)
 
 
 def shortened(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text, with its end replaced by an ellipsis where it is wider than so many pixels."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
+    while text and font.getlength(text + "...") > width:
         text = text[:-1]
-    return text + "…"
+    return text + "..."
 
 
 def caption(label: str, other: str, share: float) -> str:

@@ -363,5 +363,7 @@ class Undecodable:
             f"{len(self._seen):,} of {size:,} images skipped, limit {self._limit:.2%}"
         )
         if len(self._seen) > self._limit * size:
-            raise UserError(f"{text} (data.max_undecodable); mend or remove the file, or raise the limit")
+            raise UserError(
+                f"{text} (data.max_undecodable); pcls data doctor finds all: mend or list them, or raise the limit"
+            )
         self._say(text)

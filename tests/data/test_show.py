@@ -57,10 +57,11 @@ def test_captions_say_what_was_mixed_in_and_fit_below_the_image():
     assert show.caption("cat", "dog", 0.7) == "70% cat + 30% dog"
     assert show.caption("cat", "dog", 1.0) == "cat"
     assert show.caption("cat", "cat", 0.5) == "cat"
+    assert show.plain("Blüte 猫") == "Blute ?"
     font = ImageFont.load_default(12)
     assert show.shortened("cat", 128, font) == "cat"
     cut = show.shortened("a very long name of a class", 60, font)
-    assert cut.endswith("…") and 50 < font.getlength(cut) <= 60
+    assert cut.endswith("...") and 50 < font.getlength(cut) <= 60
 
 
 def test_the_verb_writes_a_png(tmp_path, capsys):
