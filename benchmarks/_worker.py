@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -42,6 +43,22 @@ class Worker:
         """Ends the process."""
         self.process.stdin.close()
         self.process.wait()
+
+
+def rates_in_turn(workers: Mapping[str, Worker], rounds: int, count: int) -> dict[str, list[float]]:
+    """Count a second of each worker in each round, the workers in turn; then ends them."""
+    rates: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            rates[name].append(worker.rate(count))
+    for worker in workers.values():
+        worker.close()
+    return rates
+
+
+def median_and_range(values: Sequence[float], form: str) -> str:
+    """`1,505 (1,239 to 1,520)`."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def answer(contender: Callable[[int], None], warm_up: int) -> None:

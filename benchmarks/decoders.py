@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from _ledger import append
+from _worker import median_and_range
 from input import QUALITY, photograph
 from PIL import Image
 
@@ -143,7 +144,7 @@ def main() -> None:
     rows = [
         [
             name,
-            f"{statistics.median(rates[name]):,.0f} ({min(rates[name]):,.0f} to {max(rates[name]):,.0f})",
+            median_and_range(rates[name], ",.0f"),
             f"{statistics.median(own / other for own, other in zip(ours, rates[name], strict=True)):.2f}",
         ]
         if name in rates

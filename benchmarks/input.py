@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from _input_worker import BATCH, CONTENDERS, SIZE
 from _ledger import append
-from _worker import Worker
+from _worker import Worker, median_and_range, rates_in_turn
 from PIL import Image
 
 ROUNDS, BATCHES = 7, 12
@@ -77,14 +77,8 @@ def rates_of(folder: Path, pythons: list[str]) -> dict[str, list[float]]:
         for name in CONTENDERS
         if not name.startswith("pcls")
     }
-    workers = ours | peers
-    rates: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(ROUNDS):
-        for name, worker in workers.items():
-            rates[name].append(BATCH * worker.rate(BATCHES))
-    for worker in workers.values():
-        worker.close()
-    return rates
+    rates = rates_in_turn(ours | peers, ROUNDS, BATCHES)
+    return {name: [BATCH * value for value in values] for name, values in rates.items()}
 
 
 def version_of(python: str) -> str:
@@ -137,8 +131,8 @@ def row(name: str, values: list[float], rates: dict[str, list[float]], reference
     ratios = [rate / own for own, rate in zip(values, rates[reference], strict=True)]
     return [
         name,
-        f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})",
-        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        median_and_range(values, ",.0f"),
+        median_and_range(ratios, ".2f"),
         f"{GATES[name]:.1f}" if name in GATES else "",
     ]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import _ledger
+from _worker import median_and_range
 
 from pcls.data.order import Order
 from pcls.data.sources.source import Stored
@@ -104,8 +104,7 @@ def in_new_process(contender: str, step: int, folder: Path) -> dict[str, float]:
 
 def row(name: str, rounds: Sequence[dict[str, float]]) -> list[str]:
     def median(key: str, form: str) -> str:
-        values = [values[key] for values in rounds]
-        return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+        return median_and_range([values[key] for values in rounds], form)
 
     return [
         name,

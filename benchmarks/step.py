@@ -15,7 +15,7 @@ import sys
 
 from _ledger import append
 from _step_worker import BATCH, CONTENDERS
-from _worker import Worker
+from _worker import Worker, median_and_range, rates_in_turn
 
 ROUNDS = 5
 STEPS = {"cnn28": 50, "rnn28": 300}
@@ -40,13 +40,7 @@ def measure(model: str, pythons: list[str]) -> list[list[str]]:
         for name in CONTENDERS
         if not name.startswith("pcls")
     }
-    workers = ours | peers
-    rates: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(ROUNDS):
-        for name, worker in workers.items():
-            rates[name].append(BATCH * worker.rate(STEPS[model]))
-    for worker in workers.values():
-        worker.close()
+    rates = rates_in_turn(ours | peers, ROUNDS, STEPS[model])
     for python in pythons:
         version = jax_version(python)
         loop, bare = rates[f"pcls, jax {version}"], rates[f"pcls bare step, jax {version}"]
@@ -59,8 +53,8 @@ def measure(model: str, pythons: list[str]) -> list[list[str]]:
         rows.append(
             [
                 f"{model}, {name}",
-                f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})",
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                median_and_range([BATCH * value for value in values], ",.0f"),
+                median_and_range(ratios, ".2f"),
             ]
         )
     return rows

@@ -7,6 +7,11 @@ supervisors act on these numbers, so a code never changes its meaning.
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what another library says, cut to a length that fits into a message."""
+    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+
+
 class PclsError(Exception):
     """A failure that pcls understands; its text is one line that says what, where, and what to do next."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pcls.cli.progress import Progress
 from pcls.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 RUNNERS = ("local", "beam")
 LONGEST_SIDE, QUALITY = 512, 90
-# Seconds between two states of the progress line.
-REDRAW = 0.2
 
 
 def convert(
@@ -64,12 +61,7 @@ def convert(
         return _verify(Path(source))
     if out is None:
         raise UserError("the folder of the new set is missing: pcls data convert SOURCE OUT")
-    if runner not in RUNNERS:
-        raise UserError(f"--runner {runner!r}: one of {', '.join(RUNNERS)} is needed")
-    if beam_option and runner != "beam":
-        raise UserError("--beam-option has no effect without --runner beam")
-    if (longest_side or quality) and not reencode:
-        raise UserError("--longest-side and --quality have no effect without --reencode")
+    _check_options(runner, beam_option, reencode, longest_side or quality)
 
     from pcls.config import Recipe, with_overrides
     from pcls.data.convert import convert as convert_source
@@ -81,6 +73,7 @@ def convert(
     section = with_overrides(Recipe(), data_settings(source) | listed).data
     by_beam = _beam(section, workers, beam_option or []) if runner == "beam" else None
     train, evaluation = open_kept(section)
+    smaller = Reencoding(longest_side=longest_side or LONGEST_SIDE, quality=quality or QUALITY)
     started = time.monotonic()
     progress = Progress(len(train) + (len(evaluation) if evaluation is not None else 0))
     try:
@@ -91,9 +84,7 @@ def convert(
             description=description or without_secrets(source),
             licence=licence,
             shards=shards,
-            reencoding=Reencoding(longest_side=longest_side or LONGEST_SIDE, quality=quality or QUALITY)
-            if reencode
-            else None,
+            reencoding=smaller if reencode else None,
             skip_undecodable=skip_undecodable,
             workers=workers,
             runner=by_beam,
@@ -103,6 +94,16 @@ def convert(
     finally:
         progress.close()
     typer.echo(f"{out}: {_summary(made)}; {time.monotonic() - started:,.1f} s")
+
+
+def _check_options(runner: str, beam_option: list[str] | None, reencode: bool, how: int | None) -> None:
+    """UserError for options that nothing would act on; `how`: one that says how to re-encode."""
+    if runner not in RUNNERS:
+        raise UserError(f"--runner {runner!r}: one of {', '.join(RUNNERS)} is needed")
+    if beam_option and runner != "beam":
+        raise UserError("--beam-option has no effect without --runner beam")
+    if how and not reencode:
+        raise UserError("--longest-side and --quality have no effect without --reencode")
 
 
 def _beam(section: DataSection, workers: int, options: list[str]) -> Runner:
@@ -137,35 +138,3 @@ def _summary(made: Description) -> str:
     size = sum(shard.bytes for shard in shards) / 1e6
     rest = f"; {left_out:,} left out" if left_out else ""
     return f"{records} records, {len(shards):,} shard{'s' * (len(shards) > 1)}, {size:,.1f} MB{rest}"
-
-
-class Progress:
-    """A line that counts up, on a terminal; nothing elsewhere.
-
-    Args:
-      total: what is counted to.
-      unit: what is counted.
-    """
-
-    def __init__(self, total: int, unit: str = "records"):
-        self._total = total
-        self._unit = unit
-        self._done = 0
-        self._shown = 0.0
-        self._lock = Lock()
-        self._terminal = sys.stderr.isatty()
-
-    def advance(self, count: int) -> None:
-        """Counts; from any thread."""
-        with self._lock:
-            self._done += count
-            if self._terminal and time.monotonic() - self._shown > REDRAW:
-                self._shown = time.monotonic()
-                sys.stderr.write(f"\r{self._done:,} of {self._total:,} {self._unit} ({self._done / self._total:.0%})")
-                sys.stderr.flush()
-
-    def close(self) -> None:
-        """Takes the line away."""
-        if self._terminal and self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()

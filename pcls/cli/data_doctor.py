@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pcls.cli.progress import Progress
 from pcls.errors import UserError
 
 
@@ -49,7 +47,11 @@ def doctor(
     section = data_recipe(data, overrides or []).data
     train, evaluation = open_kept(section, as_it_is=True)
     sources = {"train": train} | ({} if evaluation is None else {"evaluation": evaluation})
-    seen = survey(sources, workers=section.workers or usable_cores(), progress=_progress_line())
+    progress = Progress(sum(map(len, sources.values())), "images")
+    try:
+        seen = survey(sources, workers=section.workers or usable_cores(), advance=progress.advance)
+    finally:
+        progress.close()
     findings = examine(seen)
     typer.echo(text(seen, findings, width=min(shutil.get_terminal_size().columns, 120)))
     if json_file is not None:
@@ -63,21 +65,6 @@ def doctor(
         many = "s" * (len(serious) > 1)
         where = without_secrets(data)
         raise UserError(f"{where}: {len(serious)} serious finding{many}, the first: {serious[0]}; --strict forbids it")
-
-
-def _progress_line() -> Callable[[int, int], None]:
-    """Writes over one line of the terminal, a few times a second; into a file it writes nothing."""
-    shown = 0.0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if sys.stderr.isatty() and (now - shown > 0.2 or done == total):
-            shown = now
-            end = "\r\033[K" if done == total else ""
-            typer.echo(f"\r{done:,} of {total:,} images looked at{end}", err=True, nl=False)
-
-    return progress
 
 
 def _check_can_be_written(file: Path) -> None:

@@ -305,6 +305,7 @@ def _threads(sources: Mapping[Part, Source], workers: int, advance: Callable[[in
     """Writes shards side by side: reading, decoding and digests let go of Python's lock."""
 
     def run(tasks: Sequence[Task]) -> None:
+        """Writes them; the first failure ends all."""
         stop = Event()
         with ThreadPoolExecutor(workers or usable_cores()) as pool:
             writing = [pool.submit(write_shard, sources[task.part], task, advance, stop.is_set) for task in tasks]

@@ -46,6 +46,7 @@ def beam_runner(section: DataSection, workers: int = 0, options: Sequence[str] =
     write = partial(_write, section.model_dump_json())
 
     def run(tasks: Sequence[Task]) -> None:
+        """Has Beam's workers write them."""
         # Without the shuffle one worker gets them all: steps that need none are run in one go.
         texts = [task.model_dump_json() for task in tasks]
         try:

@@ -55,8 +55,6 @@ def decode(
     Raises:
       DecodeError: the reason, in a few words.
     """
-    if not data:
-        raise DecodeError("the file is empty")
     part = None if draws is None else random_part(data, preprocessing, draws)
     if part is not None:
         return resized(part, preprocessing, out)
@@ -149,7 +147,14 @@ def _by_pillow(data: bytes, preprocessing: Preprocessing, draws: np.ndarray | No
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Opens a file without decoding it; DecodeError for more than `MAX_PIXELS`, Pillow's own errors for others."""
+    """Opens a file without decoding its pixels.
+
+    Raises:
+      DecodeError: it is empty, or has more than `MAX_PIXELS`.
+      Exception: whatever Pillow's parsers meet.
+    """
+    if not data:
+        raise DecodeError("the file is empty")
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise DecodeError(f"{image.width:,} x {image.height:,} pixels, more than {MAX_PIXELS:,}")
@@ -161,8 +166,13 @@ def upright(image: Image.Image) -> Image.Image:
 
     Not by `ImageOps.exif_transpose`: it also writes the EXIF data anew, and fails where any part of them is damaged.
     """
-    turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    turn = turn_of(image)
     return image if turn is None else image.transpose(turn)
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What brings a picture upright, by its EXIF data; None: it is."""
+    return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
 
 
 def fit(image: Image.Image, preprocessing: Preprocessing, draws: np.ndarray | None = None) -> np.ndarray:

@@ -27,6 +27,8 @@ PREFETCHED_BATCHES = 8
 WORKER_DIED = "Worker process was terminated unexpectedly"
 MAX_DEATHS = 5
 PARENT_CHECK_SECONDS = 1.0
+# A prime: of neighbours in a set, many are of one class.
+FILLER_DISTANCE = 7919
 
 
 class Batch(NamedTuple):
@@ -161,7 +163,7 @@ def _read(
 
 def _filled(records: np.ndarray, size: int) -> np.ndarray:
     """The records, and others where a step is filled up: they weigh nothing, but BatchNorm sees them as it sees all."""
-    return np.where(records < 0, np.arange(len(records)) * 7919 % size, records)
+    return np.where(records < 0, np.arange(len(records)) * FILLER_DISTANCE % size, records)
 
 
 def _read_ahead(

@@ -46,8 +46,6 @@ def reencoded(data: bytes, reencoding: Reencoding) -> bytes:
     Raises:
       DecodeError: the reason, in a few words.
     """
-    if not data:
-        raise DecodeError("the file is empty")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")

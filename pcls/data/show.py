@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pcls.config.schema import AugmentSection
-from pcls.data.augment import augment, erase, mean_colour, mix, normalise, record_keys
+from pcls.data.augment import model_inputs, record_keys
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 
@@ -38,15 +38,14 @@ def augmented_images(
 
     @jax.jit
     def change(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-        keys = record_keys(jax.random.key(seed), batch.epoch, batch.record)
-        images = augment(batch.image, keys, section, mean_colour(preprocessing))
-        other, share = batch.label, jnp.ones(len(batch.label))
-        if section.mixes:
-            images, other, share = mix(images, batch.label, batch.weight, keys, section)
-        # What is erased is erased from normalised images.
-        erased = erase(normalise(images, preprocessing, jnp.dtype("float32")), keys, section)
-        pixels = (erased * jnp.array(preprocessing.std) + jnp.array(preprocessing.mean)) * 255
-        return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8), other, share
+        """As the step does it, and back from normalised numbers to grey levels."""
+        image, label, weight, record, epoch = batch
+        keys = record_keys(jax.random.key(seed), epoch, record)
+        dtype = jnp.dtype("float32")
+        inputs, mixture = model_inputs(image, label, weight, keys, section, preprocessing, dtype)
+        pixels = (inputs * jnp.array(preprocessing.std) + jnp.array(preprocessing.mean)) * 255
+        levels = jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
+        return levels, *((label, jnp.ones(len(label))) if mixture is None else (mixture.labels, mixture.share))
 
     images, other, share = jax.device_get(change(batch))
     return images, other, share

@@ -7,23 +7,21 @@ the user's data (class names, record names, facts) reaches the page only through
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from pcls.evaluation.charts import charts, percent, step_axis
 from pcls.evaluation.metrics import ClassRow, Evaluation, per_class
+from pcls.observe.pages import page_template
 
 MAX_FIGURES = 30  # Classes up to which counts fit on a screen.
 MAX_HEAT = 250  # Dots a side of the heat map; with more classes a dot stands for several.
@@ -104,7 +102,7 @@ class RunReport:
 
 def render(report: RunReport) -> str:
     """Returns the report as one self-contained HTML page that loads nothing and runs no script."""
-    page = _template().render(
+    page = page_template("pcls.evaluation", "report.html.j2").render(
         title=report.title,
         subtitle=report.subtitle,
         tables=[_table_view(table) for table in report.tables],
@@ -128,15 +126,6 @@ def write(report: RunReport, path: Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    source = resources.files("pcls.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(source)
 
 
 # The evaluation.

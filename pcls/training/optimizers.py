@@ -124,6 +124,7 @@ def _by_rate(schedule: optax.Schedule, *, grows: bool) -> optax.GradientTransfor
         batches: int = 1,
         **others: Any,
     ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
+        """`others` are for other parts of a chain."""
         del params, others
         rate = -schedule(state.count) * (batches if grows else 1)
         steps = jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates)

@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from pcls.config.schema import Recipe
-from pcls.data.augment import PAIR, augment, erase, mean_colour, mix, normalise, record_keys
+from pcls.data.augment import PAIR, model_inputs, record_keys
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 from pcls.nn.module import Arrays, ModelDef
@@ -68,25 +68,23 @@ def make_train_step(
     """
     loss_of, accumulate = LOSSES[recipe.train.loss], recipe.train.accumulate
     update = optax.with_extra_args_support(optimizer).update
-    dtype, fill = jnp.dtype(recipe.train.precision), mean_colour(preprocessing)
+    dtype = jnp.dtype(recipe.train.precision)
 
     def summed_loss(running: Arrays, params: Arrays, micro: tuple[Batch, Array]) -> tuple[Array, Sums]:
         """Over a micro-batch; running statistics are those before the step."""
         batch, keys = micro
-        images = augment(batch.image, keys, recipe.augment, fill)
-        mixture = mix(images, batch.label, batch.weight, keys, recipe.augment) if recipe.augment.mixes else None
-        images = normalise(images if mixture is None else mixture.images, preprocessing, dtype)
-        images = erase(images, keys, recipe.augment)
+        image, label, weight, *_ = batch
+        images, mixture = model_inputs(image, label, weight, keys, recipe.augment, preprocessing, dtype)
         layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, MODEL_KEY))(keys)
         logits, stats = model.apply(params, running, images, replace(training, keys=layer_keys))
-        correct = jnp.sum((logits.argmax(-1) == batch.label) * batch.weight)
-        losses = loss_of(logits, batch.label, recipe.train.label_smoothing)
+        correct = jnp.sum((logits.argmax(-1) == label) * weight)
+        losses = loss_of(logits, label, recipe.train.label_smoothing)
         if mixture is not None:
             # Every loss is linear in its target, so that of a mixed target is a mean of two.
             others = loss_of(logits, mixture.labels, recipe.train.label_smoothing)
             losses = mixture.share * losses + (1 - mixture.share) * others
         shares = jax.tree.map(lambda stat: stat / accumulate, stats)
-        return jnp.sum(losses * batch.weight), Sums(jnp.sum(batch.weight), correct, shares)
+        return jnp.sum(losses * weight), Sums(jnp.sum(weight), correct, shares)
 
     def gradients_of(loss_fn: LossFn) -> Gradients:
         # Examples that are normalised together, or mixed with each other, stay together in a micro-batch.

@@ -1,12 +1,10 @@
 """`pcls data convert`: what it prints, and what it refuses before it starts."""
 
-import io
 import json
 
 import pytest
 
 from pcls.cli import main
-from pcls.cli.data_convert import Progress
 
 
 @pytest.fixture
@@ -81,18 +79,3 @@ def test_what_cannot_be_done_is_told_before_anything_is_written(said, tmp_path, 
     monkeypatch.chdir(tmp_path)
     assert said(*argv) == (2, [], [f"pcls: {message}"])
     assert list(tmp_path.iterdir()) == []
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_progress_is_a_line_on_a_terminal_and_nothing_elsewhere(monkeypatch):
-    for stream, expected in ((Terminal(), "\r600 of 1,200 records (50%)\r\x1b[K"), (io.StringIO(), "")):
-        monkeypatch.setattr("sys.stderr", stream)
-        progress = Progress(1200)
-        progress.advance(600)
-        progress.advance(6)  # Too soon for another.
-        progress.close()
-        assert stream.getvalue() == expected

@@ -19,12 +19,14 @@ PICTURE = Image.fromarray(load_sample_image("china.jpg"))
 @pytest.fixture(scope="module")
 def evaluation_transform():
     """timm's, with PyTorch for CPUs."""
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
+    from torch import library
+
     # torchvision's wheel is made for CUDA and leaves its operators out without it; its transforms need none of them,
     # its import does.
-    library = torch.library.Library("torchvision", "DEF")
+    missing = library.Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        missing.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     factory = pytest.importorskip("timm.data.transforms_factory")
     return factory.transforms_imagenet_eval
 

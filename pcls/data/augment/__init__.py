@@ -18,11 +18,49 @@ from pcls.data.augment.colour import Jitter, greyscaled, jittered
 from pcls.data.augment.erasing import erase
 from pcls.data.augment.geometry import flip, shift
 from pcls.data.augment.keys import record_keys
-from pcls.data.augment.mixing import PAIR, mix
+from pcls.data.augment.mixing import PAIR, Mixture, mix
 from pcls.data.augment.normalising import mean_colour, normalise
 from pcls.data.augment.policies import changed
+from pcls.data.preprocessing import Preprocessing
 
-__all__ = ["PAIR", "augment", "erase", "flip", "mean_colour", "mix", "normalise", "record_keys", "shift"]
+__all__ = [
+    "PAIR",
+    "augment",
+    "erase",
+    "flip",
+    "mean_colour",
+    "mix",
+    "model_inputs",
+    "normalise",
+    "record_keys",
+    "shift",
+]
+
+
+def model_inputs(
+    images: Array,
+    labels: Array,
+    weights: Array,
+    keys: Array,
+    section: AugmentSection,
+    preprocessing: Preprocessing,
+    dtype: jnp.dtype,
+) -> tuple[Array, Mixture | None]:
+    """A training batch as the model sees it: augmented, mixed, normalised, erased.
+
+    Args:
+      images: [batch, height, width, channels] uint8.
+      labels, weights, keys: [batch].
+      section, preprocessing: of the recipe.
+      dtype: of the result.
+
+    Returns:
+      The same shape in `dtype`, and what was mixed in; None: the recipe mixes nothing.
+    """
+    images = augment(images, keys, section, mean_colour(preprocessing))
+    mixture = mix(images, labels, weights, keys, section) if section.mixes else None
+    images = normalise(images if mixture is None else mixture.images, preprocessing, dtype)
+    return erase(images, keys, section), mixture
 
 
 def augment(images: Array, keys: Array, section: AugmentSection, fill: Sequence[int] = (128, 128, 128)) -> Array:

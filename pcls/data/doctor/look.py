@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from enum import IntFlag
 from pathlib import PurePath
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
-from pcls.data.decode import FORMATS, MAX_PIXELS, SIDEWAYS, UPRIGHT, DecodeError, decode, fit
+from pcls.data.decode import FORMATS, SIDEWAYS, DecodeError, decode, fit, open_image, turn_of
 from pcls.data.doctor.near import HASH_SIDE, perceptual_hash
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.source import Stored, Unreadable
@@ -80,25 +79,10 @@ def look_at(stored: Stored, name: str, row: np.void) -> str:
 
 
 def open_picture(image: bytes | np.ndarray) -> Image.Image:
-    """Opens a stored image; its pixels are not decoded yet.
-
-    Raises:
-      DecodeError: it is empty, or larger than what is decoded at all.
-      Exception: whatever PIL's parsers meet.
-    """
+    """Opens a stored image, as `open_image` does; its pixels are not decoded yet."""
     if isinstance(image, np.ndarray):
         return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    if not image:
-        raise DecodeError("the file is empty")
-    picture = Image.open(io.BytesIO(image), formats=FORMATS)
-    if picture.width * picture.height > MAX_PIXELS:
-        raise DecodeError(f"{picture.width:,} x {picture.height:,} pixels, more than {MAX_PIXELS:,}")
-    return picture
-
-
-def turn_of(picture: Image.Image) -> Image.Transpose | None:
-    """What brings the picture upright; None: it is."""
-    return UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation))
+    return open_image(image)
 
 
 def shrunk(picture: Image.Image, side: int, mode: str) -> Image.Image:

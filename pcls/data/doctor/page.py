@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import functools
 import io
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -21,6 +18,7 @@ from pcls.data.doctor.survey import Survey
 from pcls.data.doctor.text import QUANTILES, common_folder, formats, size_facts
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.source import Unreadable
+from pcls.observe.pages import page_template
 
 # Of each finding. With all kinds of findings the page stays below some megabytes.
 SHOWN_PICTURES = 24
@@ -34,7 +32,7 @@ SHOWN_CLASSES = 500
 def page(survey: Survey, findings: Sequence[Finding], title: str) -> str:
     """Returns a self-contained page that loads nothing and runs no script."""
     folder = common_folder(survey, findings)
-    html = _template().render(
+    html = page_template("pcls.data.doctor", "page.html.j2").render(
         title=title,
         folder=folder,
         splits=[(split, f"{len(survey.of_split(split)):,}") for split in survey.splits],
@@ -47,15 +45,6 @@ def page(survey: Survey, findings: Sequence[Finding], title: str) -> str:
     )
     # File names that are not UTF-8 reach Python as lone surrogates, which no HTML file can hold.
     return html.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    source = resources.files("pcls.data.doctor").joinpath("page.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(source)
 
 
 def _finding_view(survey: Survey, finding: Finding, folder: str) -> dict[str, Any]:

@@ -77,14 +77,14 @@ class Survey:
 
 
 def survey(
-    sources: Mapping[str, Source], *, workers: int, progress: Callable[[int, int], None] = lambda done, total: None
+    sources: Mapping[str, Source], *, workers: int, advance: Callable[[int], None] = lambda records: None
 ) -> Survey:
     """Reads every record once.
 
     Args:
       sources: by split.
       workers: threads.
-      progress: told now and then how many records of how many are done.
+      advance: told how many records are done since it was last told.
     """
     counts = [len(source) for source in sources.values()]
     looks = np.zeros(sum(counts), LOOK)
@@ -96,7 +96,6 @@ def survey(
         for source, part, offset in zip(sources.values(), parts, offsets, strict=False)
         for start in range(0, len(source), RECORDS_AT_ONCE)
     ]
-    done = 0
     # Filters are the process's, not the thread's: set around all threads, not in them.
     with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -105,8 +104,7 @@ def survey(
             for future in as_completed(futures):
                 found, count = future.result()
                 reasons.update(found)
-                done += count
-                progress(done, len(looks))
+                advance(count)
         finally:
             # After an interrupt what has not begun is not waited for.
             pool.shutdown(wait=False, cancel_futures=True)

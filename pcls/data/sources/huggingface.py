@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pcls.data.sources.folder import EVALUATION_FOLDERS
 from pcls.data.sources.source import ImageSource, Stored, Unreadable
-from pcls.errors import UserError
+from pcls.errors import UserError, first_line
 
 # Which column is meant where several are of the type.
 IMAGE_COLUMNS = ("image", "img")
@@ -201,9 +201,7 @@ def _table(file: Path) -> pa.Table:
         table.validate(full=True)
         return table
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{file}: is no Arrow stream, or a damaged one ({_first_line(error)}); copy it again"
-        ) from error
+        raise UserError(f"{file}: is no Arrow stream, or a damaged one ({first_line(error)}); copy it again") from error
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -212,11 +210,7 @@ def _json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; {SAVE_AGAIN}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: is no JSON ({_first_line(error)}); {SAVE_AGAIN}") from error
+        raise UserError(f"{file}: is no JSON ({first_line(error)}); {SAVE_AGAIN}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file}: is no JSON object; {SAVE_AGAIN}")
     return values
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__

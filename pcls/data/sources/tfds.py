@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pcls.data.sources.source import ImageSource, Stored, Unreadable
-from pcls.errors import UserError
+from pcls.errors import UserError, first_line
 
 # Validation first, as in folders: a test split may be unlabelled (ImageNet's is), and serves better for the last word.
 EVALUATION_SPLITS = ("validation", "test")
@@ -33,7 +33,7 @@ class TfdsStore:
         except RuntimeError as error:
             if len(records) == 1:
                 # A damaged record loses its label too; it weighs nothing.
-                return [Stored(Unreadable(_first_line(error)), 0)]
+                return [Stored(Unreadable(first_line(error)), 0)]
             # Of many the damaged one is not told: one by one.
             return [stored for record in records for stored in self.__getitems__([record])]
         return [Stored(example["image"], int(example["label"])) for example in examples]
@@ -64,7 +64,7 @@ def open_tfds(source: str, data_dir: str) -> tuple[ImageSource, ImageSource | No
         splits = list(builder.info.splits)
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
         raise UserError(
-            f"tfds:{name} was not found in {where} ({_first_line(error)}); prepare it there first"
+            f"tfds:{name} was not found in {where} ({first_line(error)}); prepare it there first"
         ) from error
     split = rest[0] if rest else "train"
     if split.partition("[")[0] not in splits:
@@ -81,13 +81,9 @@ def open_tfds(source: str, data_dir: str) -> tuple[ImageSource, ImageSource | No
     try:
         train = _source(builder, split)
     except ValueError as error:
-        raise UserError(f"tfds:{name} has no split {split!r} ({_first_line(error)})") from error
+        raise UserError(f"tfds:{name} has no split {split!r} ({first_line(error)})") from error
     return train, _source(builder, held_out) if held_out else None
 
 
 def _source(builder: Any, split: str) -> ImageSource:
     return ImageSource(TfdsStore(builder, split), tuple(builder.info.features["label"].names))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__

@@ -1,0 +1,18 @@
+"""HTML pages that need nothing but a browser."""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+
+import jinja2
+
+
+@functools.cache
+def page_template(package: str, name: str) -> jinja2.Template:
+    """The template `name` among the files of `package`; what it is given is escaped, and what it lacks is an error."""
+    source = resources.files(package).joinpath(name).read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(source)
