@@ -6,71 +6,14 @@ Every value is checked where it enters (type, range, finiteness); rules that joi
 
 from __future__ import annotations
 
-import math
-import re
-import warnings
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, model_validator
 
 from pcls.config.duration import Duration
+from pcls.config.fields import Fraction, Integers, Length, Number, Pattern, Section, broken_rule, list_as_tuple
+from pcls.config.optimizer import OptimizerSection
 from pcls.config.policy import parse_policy
-
-
-def _duration(value: Any) -> Duration:
-    if isinstance(value, Duration):
-        return value
-    try:
-        return Duration.parse(value)
-    except (TypeError, ValueError):
-        raise PydanticCustomError("duration", "a duration such as 10 epochs or 600 steps is needed") from None
-
-
-def _number(value: Any) -> Any:
-    # YAML writes 1 for 1.0; booleans are no numbers here, though Python counts them as such.
-    if not isinstance(value, int) or isinstance(value, bool):
-        return value
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def _broken_rule(key: str, message: str) -> PydanticCustomError:
-    """A rule that joins several fields; `key` is the one whose line the user should look at."""
-    return PydanticCustomError("rule", "{key} {message}", {"key": key, "message": message})
-
-
-def _list_as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _regular_expression(text: str) -> str:
-    try:
-        with warnings.catch_warnings():
-            # What Python's next version may read in another way.
-            warnings.simplefilter("error")
-            re.compile(text)
-    except (re.error, OverflowError, RecursionError, Warning) as error:
-        message = "a regular expression is needed ({reason})"
-        raise PydanticCustomError("regex", message, {"reason": str(error)}) from None
-    return text
-
-
-Length = Annotated[
-    Duration, BeforeValidator(_duration), PlainSerializer(str, return_type=str), Field(description="duration")
-]
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Fraction = Annotated[Number, Field(ge=0, lt=1)]
-Pattern = Annotated[str, Field(min_length=1), AfterValidator(_regular_expression)]
-Integers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_list_as_tuple)]
-
-
-class Section(BaseModel):
-    """A frozen part of the recipe that knows no other keys than its own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
 
 
 class RunSection(Section):
@@ -155,7 +98,7 @@ class DataSection(Section):
     interpolation: Literal["bilinear", "bicubic", "lanczos"] | None = None
     tail: Literal["carry", "drop", "pad"] = "carry"
     repeats: Annotated[int, Field(ge=1, le=64)] = 1
-    progressive: Annotated[tuple[SizePhase, ...], BeforeValidator(_list_as_tuple)] = ()
+    progressive: Annotated[tuple[SizePhase, ...], BeforeValidator(list_as_tuple)] = ()
     expect_classes: Annotated[int, Field(ge=0, le=2**24)] = 0
     expect_records: Annotated[int, Field(ge=0)] = 0
     on_device: bool = False
@@ -217,19 +160,19 @@ class AugmentSection(Section):
             if self.policy:
                 parse_policy(self.policy)
         except ValueError as error:
-            raise _broken_rule("augment.policy", f"is {self.policy[:40]!a} (text); {error}") from None
+            raise broken_rule("augment.policy", f"is {self.policy[:40]!a} (text); {error}") from None
         return self
 
     @model_validator(mode="after")
     def _no_dead_options(self) -> AugmentSection:
         if self.shift_padding is not None and not self.shift:
-            raise _broken_rule("augment.shift_padding", "has no effect without augment.shift")
+            raise broken_rule("augment.shift_padding", "has no effect without augment.shift")
         if self.mix_prob is not None and not self.mixes:
-            raise _broken_rule("augment.mix_prob", "has no effect without augment.mixup or augment.cutmix")
+            raise broken_rule("augment.mix_prob", "has no effect without augment.mixup or augment.cutmix")
         if self.switch_prob is not None and not (self.mixup and self.cutmix):
-            raise _broken_rule("augment.switch_prob", "has no effect without both augment.mixup and augment.cutmix")
+            raise broken_rule("augment.switch_prob", "has no effect without both augment.mixup and augment.cutmix")
         if self.erase_fill is not None and not self.erase:
-            raise _broken_rule("augment.erase_fill", "has no effect without augment.erase")
+            raise broken_rule("augment.erase_fill", "has no effect without augment.erase")
         return self
 
 
@@ -251,7 +194,7 @@ class ModelSection(Section):
     init: str = ""
     dropout: Fraction = 0.0
     drop_path: Fraction = 0.0
-    remat: Annotated[tuple[Literal["none", "products", "inputs"], ...], BeforeValidator(_list_as_tuple)] = ()
+    remat: Annotated[tuple[Literal["none", "products", "inputs"], ...], BeforeValidator(list_as_tuple)] = ()
 
 
 class BatchNormSection(Section):
@@ -275,9 +218,9 @@ class BatchNormSection(Section):
     @model_validator(mode="after")
     def _group_size_with_groups_only(self) -> BatchNormSection:
         if self.over == "groups" and self.group_size < 1:
-            raise _broken_rule("batch_norm.group_size", "is 0 (number); groups need a size of 1 or more, such as 32")
+            raise broken_rule("batch_norm.group_size", "is 0 (number); groups need a size of 1 or more, such as 32")
         if self.over != "groups" and self.group_size:
-            raise _broken_rule("batch_norm.group_size", "has an effect with batch_norm.over=groups only")
+            raise broken_rule("batch_norm.group_size", "has an effect with batch_norm.over=groups only")
         return self
 
 
@@ -308,157 +251,6 @@ class TrainSection(Section):
     sam_rho: Annotated[Number, Field(ge=0)] = 0.0
     ema_decay: Fraction = 0.0
     steps_per_dispatch: Annotated[int, Field(ge=0, le=2**16)] = 0
-
-
-class ScaleRule(Section):
-    """One rule of `optimizer.lr_scale` or `optimizer.decay_scale`: what it does to parameters whose path matches.
-
-    Attributes:
-      match: a regular expression searched for in paths such as `stages/0/1/conv1/kernel`.
-      scale: the factor on their rate (0 keeps them as they are) or on their weight decay.
-    """
-
-    match: Pattern
-    scale: Annotated[Number, Field(ge=0)]
-
-
-ScaleRules = Annotated[tuple[ScaleRule, ...], BeforeValidator(_list_as_tuple)]
-
-# What each optimizer and each schedule can be told beside what all share, with its default; None: it must be told.
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "sgd": {"momentum": 0.9, "nesterov": True},
-    "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
-    "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
-    "lamb": {"b1": 0.9, "b2": 0.999, "eps": 1e-6},
-    "lars": {"momentum": 0.9, "trust_coefficient": 0.001, "eps": 1e-8},
-    "lion": {"b1": 0.9, "b2": 0.99},
-    "adafactor": {"decay_exponent": 0.8, "clipping_threshold": 1.0, "parameter_scale": True, "momentum": 0.0},
-    # EfficientNet's; TensorFlow itself starts from eps 1e-10 and no momentum.
-    "rmsprop": {"rms_decay": 0.9, "eps": 1e-3, "momentum": 0.9},
-    "muon": {"momentum": 0.95, "nesterov": True, "b1": 0.9, "b2": 0.999, "eps": 1e-8},
-}
-SCHEDULES: dict[str, dict[str, Any]] = {
-    "constant": {"warmup_start": 0.0},
-    "linear": {"warmup_start": 0.0, "end_lr": 0.0},
-    "cosine": {"warmup_start": 0.0, "end_lr": 0.0},
-    "step": {"warmup_start": 0.0, "step_every": None, "step_factor": 0.1},
-    "one_cycle": {"warmup_start": 0.04, "end_lr": 4e-6},
-    "wsd": {"warmup_start": 0.0, "end_lr": 0.0, "cooldown": None, "cooldown_shape": "linear"},
-}
-
-
-class OptimizerSection(Section):
-    """The update rule and its schedule.
-
-    An argument that is left out (null) has the default of its optimizer in `OPTIMIZERS` or of its schedule in
-    `SCHEDULES`; one that the optimizer or the schedule does not know is an error.
-
-    Attributes:
-      name: a key of `OPTIMIZERS`; what each does stands in `pcls.training.optimizers`.
-      lr: the peak rate.
-      lr_per_256: `lr` is meant for batches of 256 images, and multiplied by train.batch_size / 256.
-      schedule: what follows the warm-up, up to the last step: `constant`, `linear` and `cosine` (to `end_lr`), `step`
-        (times `step_factor` after every `step_every`), `one_cycle` (its rise is the warm-up, as a cosine; then as
-        `cosine`), `wsd` (the peak, then down to `end_lr` within `cooldown`).
-      warmup: length of the rise from `warmup_start` to the peak, linear but for `one_cycle`.
-      warmup_start: the rate at step 0 as a share of the peak.
-      end_lr: the rate at the end as a share of the peak.
-      step_every: distance of the drops, counted from step 0.
-      step_factor: what each drop leaves.
-      cooldown: length of the last phase of `wsd`.
-      cooldown_shape: of that phase: `linear`, or `1-sqrt` (1 less the root of its finished share).
-      weight_decay: of parameters with two or more dimensions (kernels, not biases or scales). With `sgd`, `lars` and
-        `rmsprop` it is L2, added to the gradient before momentum and scaling, as in torch; with the others decoupled.
-      decay_scale: ordered rules, the first match gives the factor on `weight_decay`; no match: 1 for parameters with
-        two or more dimensions, else 0.
-      momentum: of `sgd`, `lars`, `rmsprop`, `adafactor` and `muon`; 0: none.
-      nesterov: whether that momentum is Nesterov's.
-      b1: share of the mean gradient that a step keeps (with `lion` in the update only).
-      b2: share of the mean squared gradient that a step keeps; with `lion` that of the mean gradient.
-      eps: added to the denominator, within the root with `rmsprop`.
-      rms_decay: share of the mean squared gradient that a step of `rmsprop` keeps.
-      decay_exponent: of `adafactor`: step t keeps 1 - t**-decay_exponent of the mean squared gradient.
-      clipping_threshold: of `adafactor`: largest root mean square of a parameter's update.
-      parameter_scale: of `adafactor`: updates are multiplied by the root mean square of their parameter.
-      trust_coefficient: of `lars`.
-      clip_norm: largest global norm of the gradient; 0: not clipped.
-      adaptive_clip: largest norm of a unit's gradient as a share of the unit's norm, ahead of `clip_norm`; the head
-        is left alone; 0: not clipped.
-      lr_scale: ordered rules, the first match gives the factor on the rate, no match means 1.
-    """
-
-    name: Literal["sgd", "adam", "adamw", "lamb", "lars", "lion", "adafactor", "rmsprop", "muon"] = "adam"
-    lr: Annotated[Number, Field(gt=0)] = 1e-3
-    lr_per_256: bool = False
-    schedule: Literal["constant", "linear", "cosine", "step", "one_cycle", "wsd"] = "cosine"
-    warmup: Length = Duration(0, "epochs")
-    warmup_start: Annotated[Number, Field(ge=0, le=1)] | None = None
-    end_lr: Annotated[Number, Field(ge=0, le=1)] | None = None
-    step_every: Length | None = None
-    step_factor: Annotated[Number, Field(gt=0, lt=1)] | None = None
-    cooldown: Length | None = None
-    cooldown_shape: Literal["linear", "1-sqrt"] | None = None
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
-    decay_scale: ScaleRules = ()
-    momentum: Fraction | None = None
-    nesterov: bool | None = None
-    b1: Fraction | None = None
-    b2: Fraction | None = None
-    eps: Annotated[Number, Field(gt=0)] | None = None
-    rms_decay: Fraction | None = None
-    decay_exponent: Annotated[Number, Field(gt=0, le=1)] | None = None
-    clipping_threshold: Annotated[Number, Field(ge=1)] | None = None
-    parameter_scale: bool | None = None
-    trust_coefficient: Annotated[Number, Field(gt=0)] | None = None
-    clip_norm: Annotated[Number, Field(ge=0)] = 0.0
-    adaptive_clip: Annotated[Number, Field(ge=0)] = 0.0
-    lr_scale: ScaleRules = ()
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What the optimizer is told: what the recipe says, else its defaults."""
-        return self._filled(OPTIMIZERS[self.name])
-
-    @property
-    def schedule_arguments(self) -> dict[str, Any]:
-        """What the schedule is told: what the recipe says, else its defaults."""
-        return self._filled(SCHEDULES[self.schedule])
-
-    def _filled(self, defaults: dict[str, Any]) -> dict[str, Any]:
-        values = dict(self)
-        return {key: default if values[key] is None else values[key] for key, default in defaults.items()}
-
-    @model_validator(mode="after")
-    def _no_foreign_arguments(self) -> OptimizerSection:
-        for choice, table in ((self.name, OPTIMIZERS), (self.schedule, SCHEDULES)):
-            known = {key for defaults in table.values() for key in defaults}
-            for key, value in self:
-                if key in known - table[choice].keys() and value is not None:
-                    theirs = ", ".join(table[choice])
-                    raise _broken_rule(f"optimizer.{key}", f"has no effect with {choice}; its arguments: {theirs}")
-        return self
-
-    @model_validator(mode="after")
-    def _no_dead_options(self) -> OptimizerSection:
-        if self.name == "adam" and self.weight_decay:
-            raise _broken_rule("optimizer.weight_decay", "has no effect with adam; write optimizer.name=adamw")
-        if self.decay_scale and not self.weight_decay:
-            raise _broken_rule("optimizer.decay_scale", "has no effect without optimizer.weight_decay")
-        if self.nesterov and self.arguments["momentum"] == 0:
-            raise _broken_rule("optimizer.nesterov", "has no effect with optimizer.momentum=0")
-        if self.warmup_start is not None and self.warmup.value == 0:
-            raise _broken_rule("optimizer.warmup_start", "has no effect without optimizer.warmup")
-        return self
-
-    @model_validator(mode="after")
-    def _phases_have_lengths(self) -> OptimizerSection:
-        if self.schedule == "one_cycle" and self.warmup.value == 0:
-            raise _broken_rule("optimizer.warmup", "is the rise of one_cycle and cannot be 0; write its length")
-        for key, value in self.schedule_arguments.items():
-            if value is None or (isinstance(value, Duration) and value.value == 0):
-                message = f"is needed with {self.schedule}; write a length such as 10 epochs"
-                raise _broken_rule(f"optimizer.{key}", message)
-        return self
 
 
 class EvaluateSection(Section):
@@ -508,7 +300,7 @@ class ShardingRule(Section):
     """
 
     match: Pattern
-    over: Annotated[tuple[Literal["fsdp", "model"], ...], BeforeValidator(_list_as_tuple)] = ()
+    over: Annotated[tuple[Literal["fsdp", "model"], ...], BeforeValidator(list_as_tuple)] = ()
 
 
 class MeshSection(Section):
@@ -528,20 +320,20 @@ class MeshSection(Section):
     fsdp: Annotated[int, Field(ge=1)] = 1
     model: Annotated[int, Field(ge=1)] = 1
     sharding: Literal["auto", "replicated", "zero1", "fsdp"] = "auto"
-    rules: Annotated[tuple[ShardingRule, ...], BeforeValidator(_list_as_tuple)] = ()
+    rules: Annotated[tuple[ShardingRule, ...], BeforeValidator(list_as_tuple)] = ()
 
     @model_validator(mode="after")
     def _data_is_not_zero(self) -> MeshSection:
         if self.data == 0:
-            raise _broken_rule("mesh.data", "is 0 (number); a number of devices >= 1 is needed, or -1 for all")
+            raise broken_rule("mesh.data", "is 0 (number); a number of devices >= 1 is needed, or -1 for all")
         return self
 
     @model_validator(mode="after")
     def _no_dead_options(self) -> MeshSection:
         if self.rules and self.sharding not in ("auto", "zero1"):
-            raise _broken_rule("mesh.sharding", f"{self.sharding} has no effect beside mesh.rules; write auto or zero1")
+            raise broken_rule("mesh.sharding", f"{self.sharding} has no effect beside mesh.rules; write auto or zero1")
         if self.fsdp > 1 and not self.rules and self.sharding in ("replicated", "zero1"):
-            raise _broken_rule("mesh.fsdp", f"has no effect with mesh.sharding={self.sharding}; write auto or fsdp")
+            raise broken_rule("mesh.fsdp", f"has no effect with mesh.sharding={self.sharding}; write auto or fsdp")
         return self
 
 
@@ -563,7 +355,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _batch_divides(self) -> Recipe:
         if self.train.batch_size % self.train.accumulate:
-            raise _broken_rule(
+            raise broken_rule(
                 "train.accumulate",
                 f"is {self.train.accumulate} and does not divide train.batch_size={self.train.batch_size}",
             )
@@ -572,7 +364,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _repeats_divide(self) -> Recipe:
         if self.train.batch_size % self.data.repeats:
-            raise _broken_rule(
+            raise broken_rule(
                 "data.repeats", f"is {self.data.repeats} and does not divide train.batch_size={self.train.batch_size}"
             )
         return self
@@ -581,7 +373,7 @@ class Recipe(Section):
     def _one_size_at_once(self) -> Recipe:
         if self.data.progressive and (self.data.on_device or self.train.steps_per_dispatch > 1):
             key = "data.on_device" if self.data.on_device else "train.steps_per_dispatch"
-            raise _broken_rule(key, "needs images of one size; leave out data.progressive or this")
+            raise broken_rule(key, "needs images of one size; leave out data.progressive or this")
         return self
 
     @property

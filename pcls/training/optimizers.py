@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pcls.config.schema import OptimizerSection, ScaleRule
+from pcls.config.optimizer import OptimizerSection, ScaleRule
 from pcls.errors import UserError
 
 HEAD = re.compile(r"^head/")

@@ -9,7 +9,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from pcls.config.schema import OptimizerSection
+from pcls.config.optimizer import OptimizerSection
 from pcls.errors import UserError
 
 # The rates of recipes that scale with the batch are stated for this many images. Source: Goyal et al. 2017.

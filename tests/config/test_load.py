@@ -21,7 +21,7 @@ from pcls.config import (
     named_recipes,
     with_overrides,
 )
-from pcls.config.schema import OPTIMIZERS, SCHEDULES, OptimizerSection
+from pcls.config.optimizer import OPTIMIZERS, SCHEDULES, OptimizerSection
 from pcls.errors import UserError
 
 # A fixture's folder may serve all examples: each writes its file anew.

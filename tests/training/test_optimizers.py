@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pcls.config.schema import OptimizerSection, ScaleRule
+from pcls.config.optimizer import OptimizerSection, ScaleRule
 from pcls.errors import UserError
 from pcls.models.registry import customary_model
 from pcls.training.optimizers import MUON_RMS, ParameterRow, make_optimizer, parameter_table

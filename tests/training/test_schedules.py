@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pcls.config import Duration
-from pcls.config.schema import OptimizerSection
+from pcls.config.optimizer import OptimizerSection
 from pcls.errors import UserError
 from pcls.training.schedules import learning_rate, peak_rate
 
