@@ -42,7 +42,8 @@ def info(
     preprocessing = dataset.preprocessing
     typer.echo(f"images      {len(dataset.train):,} to train on, {len(dataset.evaluation):,} held out")
     typer.echo(f"size        {preprocessing.height} x {preprocessing.width} x {preprocessing.channels}")
-    typer.echo(f"mean        {', '.join(f'{value:.4f}' for value in preprocessing.mean)}")
+    measured = "measured" if dataset.in_memory else "ImageNet's; image files are not measured"
+    typer.echo(f"mean        {', '.join(f'{value:.4f}' for value in preprocessing.mean)}  ({measured})")
     typer.echo(f"deviation   {', '.join(f'{value:.4f}' for value in preprocessing.std)}")
     held_out = class_counts(dataset.evaluation)
     typer.echo(f"classes     {len(dataset.class_names):,}")

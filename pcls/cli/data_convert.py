@@ -91,6 +91,9 @@ def convert(
             say=lambda text: typer.echo(text, err=True),
             advance=progress.advance,
         )
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on", err=True)
+        raise
     finally:
         progress.close()
     typer.echo(f"{out}: {_summary(made)}; {time.monotonic() - started:,.1f} s")

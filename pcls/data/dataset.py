@@ -36,6 +36,8 @@ REMOTE_FILES = {
     "webdataset": (".tar", ".txt", ".json"),
     "huggingface": (".json", ".arrow"),
 }
+# What else is kept: indices of long lists and of tar shards.
+CACHED = ("manifest", "webdataset")
 # What tells the kind of a folder, in this order.
 FOLDER_SIGNS = (
     ("*-images[-.]idx3-ubyte*", "idx"),
@@ -102,6 +104,8 @@ def open_kept(section: DataSection, *, as_it_is: bool = False) -> tuple[Source, 
       section: of the recipe.
       as_it_is: take folders whose classes nothing could be trained on.
     """
+    if section.cache and not is_url(section.path) and section.source not in CACHED:
+        raise UserError(f"data.cache has no effect with {section.source} on this machine; leave it out")
     as_it_is = as_it_is and section.source == "folder" and not is_url(section.path)
     opened: tuple[Source, Source | None]
     opened = open_folder_as_it_is(Path(section.path).expanduser()) if as_it_is else open_source(section)

@@ -223,6 +223,7 @@ def test_few_of_each_class_part_no_groups(tmp_path, write_images):
         ({"source": "idx"}, "data.path is empty; the source idx needs a place: add data.path=FOLDER"),
         ({"source": "folder", "path": "no/such"}, "data.path no/such: there is no such folder"),
         ({"classes": (1, 10)}, "data.classes names class 10; digits has 0 to 9"),
+        ({"cache": "some/folder"}, "data.cache has no effect with digits on this machine; leave it out"),
         ({"classes": (1, 2, 1)}, "data.classes names a class twice: 1, 2, 1"),
         ({"classes": (3,)}, "digits: only one class; a classifier needs two or more"),
         (

@@ -31,6 +31,9 @@ Part = Literal["train", "evaluation"]
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
+ANEW = "remove the folder and convert anew"
+AGAIN = f"copy it again, or {ANEW}"
+
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 READER_BUFFER = 1 << 15
 
@@ -223,11 +226,11 @@ def read_description(folder: Path) -> Description:
     except FileNotFoundError as error:
         raise UserError(_not_there(folder)) from error
     except (JSONDecodeError, UnicodeDecodeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged (no JSON object); copy it again, or convert the set again") from error
+        raise UserError(f"{path}: is damaged (no JSON object); {AGAIN}") from error
     except ValidationError as error:
-        raise UserError(f"{path}: is damaged ({_first(error)}); copy it again, or convert the set again") from error
+        raise UserError(f"{path}: is damaged ({_first(error)}); {AGAIN}") from error
     if "train" not in description.splits:
-        raise UserError(f"{path}: is damaged (no split train); copy it again, or convert the set again")
+        raise UserError(f"{path}: is damaged (no split train); {AGAIN}")
     return description
 
 
@@ -249,14 +252,14 @@ def _open_split(folder: Path, description: Description, part: Part) -> ImageSour
     if in_shards != split.records:
         raise UserError(
             f"{folder / DESCRIPTION}: is damaged ({part} has {split.records:,} records, its shards {in_shards:,}); "
-            "copy it again, or convert the set again"
+            "{AGAIN}"
         )
     check_sizes(folder, split)
     labels = _column(folder, split.labels, split.records)
     if split.records and not 0 <= int(labels.min()) <= int(labels.max()) < len(description.classes):
         raise UserError(
             f"{folder / split.labels.file}: holds labels from {labels.min()} to {labels.max()}, and there are "
-            f"{len(description.classes)} classes; convert the set again"
+            f"{len(description.classes)} classes; {ANEW}"
         )
     groups = _column(folder, split.groups, split.records) if split.groups else None
     readers = [ShardReader(folder / shard.file, shard.records) for shard in split.shards]
@@ -267,7 +270,7 @@ def check_sizes(folder: Path, split: Split) -> None:
     """UserError where a file is missing, or of another size."""
     for file in split.files:
         if problem := _wrong_size(folder, file):
-            raise UserError(f"{folder / file.file}: {problem}; copy it again, or convert the set again")
+            raise UserError(f"{folder / file.file}: {problem}; {AGAIN}")
 
 
 def _wrong_size(folder: Path, file: StoredFile) -> str:
@@ -282,12 +285,10 @@ def _column(folder: Path, file: StoredFile, records: int) -> np.ndarray:
     path = folder / file.file
     # A wrong label would be believed, other than a wrong image; 40 MB for ten million records take 0.03 s.
     if digest(path) != file.sha256:
-        raise UserError(f"{path}: is damaged (its digest differs); copy it again, or convert the set again")
+        raise UserError(f"{path}: is damaged (its digest differs); {AGAIN}")
     column = np.load(path, mmap_mode="r")
     if column.shape != (records,) or column.dtype != np.int32:
-        raise UserError(
-            f"{path}: holds {column.dtype} {list(column.shape)} instead of int32 [{records}]; convert the set again"
-        )
+        raise UserError(f"{path}: holds {column.dtype} {list(column.shape)} instead of int32 [{records}]; {ANEW}")
     return np.asarray(column)
 
 

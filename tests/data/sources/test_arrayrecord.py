@@ -17,7 +17,7 @@ from pcls.errors import UserError
 
 PREPROCESSING = Preprocessing(4, 6, 3, (0.0,) * 3, (1.0,) * 3)
 RECORDS, SHARDS = 50, 4
-AGAIN = "copy it again, or convert the set again"
+AGAIN = "copy it again, or remove the folder and convert anew"
 
 
 class Texts:
@@ -248,15 +248,15 @@ BAD_SETS = [
     ),
     (
         lambda f: replace_labels(f, np.zeros(49, np.int32)),
-        "SET/train-labels.npy: holds int32 [49] instead of int32 [50]; convert the set again",
+        "SET/train-labels.npy: holds int32 [49] instead of int32 [50]; remove the folder and convert anew",
     ),
     (
         lambda f: replace_labels(f, np.zeros(50)),
-        "SET/train-labels.npy: holds float64 [50] instead of int32 [50]; convert the set again",
+        "SET/train-labels.npy: holds float64 [50] instead of int32 [50]; remove the folder and convert anew",
     ),
     (
         lambda f: replace_labels(f, np.full(50, 3, np.int32)),
-        "SET/train-labels.npy: holds labels from 3 to 3, and there are 3 classes; convert the set again",
+        "SET/train-labels.npy: holds labels from 3 to 3, and there are 3 classes; remove the folder and convert anew",
     ),
 ]
 
