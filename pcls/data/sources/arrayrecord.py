@@ -252,7 +252,7 @@ def _open_split(folder: Path, description: Description, part: Part) -> ImageSour
     if in_shards != split.records:
         raise UserError(
             f"{folder / DESCRIPTION}: is damaged ({part} has {split.records:,} records, its shards {in_shards:,}); "
-            "{AGAIN}"
+            f"{AGAIN}"
         )
     check_sizes(folder, split)
     labels = _column(folder, split.labels, split.records)
