@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,11 @@ def test_scroll_areas_can_be_reached_and_scrolled_by_keyboard(browser: Any, writ
         area = visit.page.locator(".scroll.tall")
         area.focus()
         visit.page.keyboard.press("End")
-        visit.page.wait_for_function("document.querySelector('.scroll.tall').scrollTop > 0", timeout=5000)
+        # Waited for from here: the page's policy forbids the browser to evaluate a condition again and again.
+        until = time.monotonic() + 5
+        while not (scrolled := area.evaluate("element => element.scrollTop")) and time.monotonic() < until:
+            visit.page.wait_for_timeout(20)
+        assert scrolled > 0
         assert area.locator("tbody tr").count() == 120
 
 
