@@ -11,7 +11,7 @@ from jax import Array
 
 from pcls.nn.conv import ConvPool
 from pcls.nn.dropout import Dropout
-from pcls.nn.recurrent import Activation, simple_rnn_scan
+from pcls.nn.recurrent.simple import Activation, simple_rnn_scan
 from pcls.nn.training import TrainingPass
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcls.nn.recurrent import simple_rnn_scan
+from pcls.nn.recurrent.simple import simple_rnn_scan
 
 RNG = np.random.default_rng(0)
 PROJECTED = RNG.normal(size=(5, 3, 4)).astype(np.float32)
