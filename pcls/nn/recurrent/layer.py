@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from pcls.nn.dropout import Dropout
-from pcls.nn.recurrent.cells import GRU, LSTM, Cell, SimpleRNN
+from pcls.nn.recurrent.cells import GRU, LSTM, Carry, Cell, SimpleRNN
 from pcls.nn.recurrent.sequential import Scan, Stream, sequential_scan, zero_carry
 from pcls.nn.training import TrainingPass
 
@@ -46,19 +46,16 @@ class Direction(nnx.Module):
         reset_after = cell == GRU("after")
         self.reset_bias = nnx.Param(jnp.zeros(hidden, jnp.float32)) if reset_after else None
 
-    def project(self, x: Array) -> Array:
-        """[time, batch, inputs] to [time, batch, gates * hidden], all steps in one product."""
-        return jnp.einsum("tbi,ig->tbg", x, self.kernel[...].astype(x.dtype)) + self.bias[...].astype(x.dtype)
-
-    def weights(self, dtype: Any) -> tuple[Array, ...]:
-        """Of the recurrence."""
-        kept = (self.recurrent,) if self.reset_bias is None else (self.recurrent, self.reset_bias)
-        return tuple(weight[...].astype(dtype) for weight in kept)
+    def stream(self, x: Array, carry: Carry, mask: Array | None) -> Stream:
+        """These weights, in the type of x, over x [time, batch, inputs]."""
+        recurrent = (self.recurrent,) if self.reset_bias is None else (self.recurrent, self.reset_bias)
+        kernel, bias, *weights = (weight[...].astype(x.dtype) for weight in (self.kernel, self.bias, *recurrent))
+        return Stream(x, kernel, bias, tuple(weights), carry, mask)
 
 
 def _bias(cell: Cell, hidden: int) -> Array:
     bias = jnp.zeros(cell.gates * hidden, jnp.float32)
-    # The forget gate starts open: else what is far back is forgotten before it is learned. Source: Jozefowicz et al. 2015.
+    # The forget gate starts open: what is far back must reach the end to be learned. Source: Jozefowicz et al. 2015.
     return bias.at[hidden : 2 * hidden].set(1.0) if isinstance(cell, LSTM) else bias
 
 
@@ -69,7 +66,7 @@ class SequentialLayer(nnx.Module):
       cell: its arithmetic.
       inputs, hidden: sizes.
       bidirectional: run from both ends.
-      truncate: gradients go back over so many steps at most; 0: to the first.
+      truncate, chunk: of the scan (`Scan`).
       dtype: of the computation; the carry is float32.
       rngs: of the initial weights.
     """
@@ -82,10 +79,12 @@ class SequentialLayer(nnx.Module):
         *,
         bidirectional: bool = False,
         truncate: int = 0,
+        chunk: int = 0,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.cell, self.hidden, self.truncate, self.dtype = cell, hidden, truncate, dtype
+        self.cell, self.hidden, self.dtype = cell, hidden, dtype
+        self.truncate, self.chunk = truncate, chunk
         self.forward = Direction(cell, inputs, hidden, rngs=rngs)
         self.backward = Direction(cell, inputs, hidden, rngs=rngs) if bidirectional else None
 
@@ -96,14 +95,14 @@ class SequentialLayer(nnx.Module):
         mask = None if lengths is None else jnp.arange(steps)[:, None] < lengths
         directions = [self.forward] if self.backward is None else [self.forward, self.backward]
         carry = zero_carry(self.cell, batch, self.hidden)
-        streams = [Stream(one.project(x), one.weights(x.dtype), carry, mask) for one in directions]
-        scan = Scan(self.cell, (False, True)[: len(directions)], truncate=self.truncate)
+        streams = [one.stream(x, carry, mask) for one in directions]
+        scan = Scan(self.cell, (False, True)[: len(directions)], self.truncate, self.chunk)
         results = sequential_scan(scan, streams)
         outputs = jnp.concatenate([outputs for outputs, _ in results], -1)
         return outputs, jnp.concatenate([carry[0] for _, carry in results], -1).astype(x.dtype)
 
 
-# Each takes inputs, hidden, bidirectional, truncate, dtype and rngs.
+# Each takes inputs, hidden, bidirectional, truncate, chunk, dtype and rngs.
 LAYERS: dict[str, Callable[..., Layer]] = {
     "rnn": partial(SequentialLayer, SimpleRNN("tanh")),
     "irnn": partial(SequentialLayer, SimpleRNN("relu")),
