@@ -10,20 +10,55 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 CROP_MODES = ("center", "squash", "border")
+SEQUENCE_KINDS = ("values", "log_mel")
+
+
+@dataclass(frozen=True)
+class SequenceFeatures:
+    """What the numbers of a step are.
+
+    Attributes:
+      kind: one of `SEQUENCE_KINDS`: numbers as they lie (`values`), or logarithms of mel filter energies (`log_mel`).
+      sample_rate: of the sound, in Hz; 0 with `values`, as the others.
+      mels: filters, and so features of a step.
+      window_ms: the sound that a step sees, in milliseconds.
+      hop_ms: from one step to the next, in milliseconds.
+    """
+
+    kind: str = "values"
+    sample_rate: int = 0
+    mels: int = 0
+    window_ms: float = 0.0
+    hop_ms: float = 0.0
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> SequenceFeatures:
+        """Reads plain values back; TypeError or ValueError where they are not those."""
+        return cls(
+            kind=_one_of(SEQUENCE_KINDS, values["kind"]),
+            sample_rate=int(values["sample_rate"]),
+            mels=int(values["mels"]),
+            window_ms=float(values["window_ms"]),
+            hop_ms=float(values["hop_ms"]),
+        )
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From any picture to the numbers that the first layer sees.
+    """From any picture or sequence to the numbers that the first layer sees.
+
+    A sequence is held as a picture of one channel whose rows are its steps.
 
     Attributes:
-      height, width: pixels.
-      channels: 1 (grey) or 3 (RGB).
-      mean, std: of x / 255, one a channel; applied on the device.
+      height, width: pixels; of sequences the steps of the longest, padded, and the features of a step.
+      channels: 1 (grey, or a sequence) or 3 (RGB).
+      mean, std: of x / 255, one a channel; of sequences of x, one a feature, over the steps that count. Applied on the
+        device.
       crop_pct: the evaluation resizes to the size divided by this, then cuts the size out of the middle.
       crop_mode: how it resizes, one of `CROP_MODES`: the shorter side, so that something is cut off (`center`); each
         side by itself, which bends the picture (`squash`); or the longer side, with a border of the mean (`border`).
       interpolation: of that resize, antialiased; one of `INTERPOLATIONS`.
+      sequence: what the features of a step are; None: a picture.
     """
 
     height: int
@@ -34,6 +69,7 @@ class Preprocessing:
     crop_pct: float = 1.0
     crop_mode: str = "center"
     interpolation: str = "bilinear"
+    sequence: SequenceFeatures | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -47,6 +83,8 @@ class Preprocessing:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Preprocessing:
         """Reads `to_json` back; TypeError or ValueError where it is not that."""
+        # Weights of pictures that were saved before there were sequences lack the key.
+        sequence = values.get("sequence")
         return cls(
             height=int(values["height"]),
             width=int(values["width"]),
@@ -56,6 +94,7 @@ class Preprocessing:
             crop_pct=float(values["crop_pct"]),
             crop_mode=_one_of(CROP_MODES, values["crop_mode"]),
             interpolation=_one_of(INTERPOLATIONS, values["interpolation"]),
+            sequence=None if sequence is None else SequenceFeatures.from_json(sequence),
         )
 
 

@@ -4,12 +4,32 @@ import json
 
 import pytest
 
-from pcls.data.preprocessing import Preprocessing, imagenet_statistics
+from pcls.data.preprocessing import Preprocessing, SequenceFeatures, imagenet_statistics
 
 
 def test_preprocessing_survives_a_json_file():
     preprocessing = Preprocessing(28, 32, 3, (0.1, 0.2, 1 / 3), (0.5, 0.25, 1.0), 0.875)
     assert Preprocessing.from_json(json.loads(json.dumps(preprocessing.to_json()))) == preprocessing
+
+
+def test_what_is_expected_of_a_sequence_survives_a_json_file():
+    features = SequenceFeatures("log_mel", 8000, 40, 25.0, 12.5)
+    preprocessing = Preprocessing(120, 40, 1, (0.5,) * 40, (2.0,) * 40, sequence=features)
+    assert Preprocessing.from_json(json.loads(json.dumps(preprocessing.to_json()))) == preprocessing
+
+
+def test_what_was_saved_before_there_were_sequences_is_of_pictures():
+    values = Preprocessing(28, 28, 1, (0.1,), (0.3,)).to_json()
+    del values["sequence"]
+    assert Preprocessing.from_json(values).sequence is None
+
+
+@pytest.mark.parametrize("change", [{"kind": "mfcc"}, {"mels": "many"}, {"hop_ms": None}])
+def test_saved_features_of_a_sequence_that_are_none_are_refused(change):
+    values = Preprocessing(120, 40, 1, (), (), sequence=SequenceFeatures()).to_json()
+    values["sequence"] |= change
+    with pytest.raises((ValueError, TypeError)):
+        Preprocessing.from_json(values)
 
 
 def test_imagenet_statistics_of_grey_are_the_mean_of_the_channels():

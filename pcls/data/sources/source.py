@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 
 from pcls.data.decode import DecodeError, decode, fit_pixels
-from pcls.data.preprocessing import Preprocessing
+from pcls.data.preprocessing import Preprocessing, SequenceFeatures
 
 LABELS_AT_ONCE = 1024
 
@@ -24,7 +24,8 @@ class Stored(NamedTuple):
     """A record as it is stored.
 
     Attributes:
-      image: the bytes of a JPEG, PNG or WebP file; or pixels [height, width, channels] uint8; or why there are none.
+      image: the bytes of a JPEG, PNG or WebP file; or pixels [height, width, channels] uint8; or a sequence
+        [steps, features] float32; or why there is none.
       label: 0 to classes - 1.
     """
 
@@ -36,14 +37,17 @@ class Records(NamedTuple):
     """Records at the size of a model.
 
     Attributes:
-      images: [n, height, width, channels] uint8; zeros where a record could not be decoded.
+      images: [n, height, width, channels] uint8; of sequences [n, steps, features, 1] float32, zeros after the length.
+        Zeros where a record could not be decoded.
       labels: [n] int32.
       decoded: [n] bool.
+      lengths: [n] int32, the steps of each sequence that count; None: pictures.
     """
 
     images: np.ndarray
     labels: np.ndarray
     decoded: np.ndarray
+    lengths: np.ndarray | None = None
 
 
 class Store(Protocol):
@@ -84,6 +88,26 @@ class Source(Store, Protocol):
 
     def failure(self, record: int, preprocessing: Preprocessing) -> str:
         """Why a record could not be decoded."""
+
+
+class Sequences(Source, Protocol):
+    """A source whose records are sequences."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[n] int32, steps of each record; known without reading them."""
+
+    @property
+    def features(self) -> int:
+        """Numbers in a step."""
+
+    @property
+    def sequence(self) -> SequenceFeatures:
+        """What these numbers are."""
+
+    @property
+    def notice(self) -> str:
+        """What the user should be told of the set, once, in one line; empty: nothing."""
 
 
 class ImageSource:
@@ -194,6 +218,26 @@ class Subset:
         """Those of the whole."""
         return None if self._source.groups is None else self._source.groups[self._records]
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """[n] int32, steps of each record; only where the whole holds sequences."""
+        return cast(Sequences, self._source).lengths[self._records]
+
+    @property
+    def features(self) -> int:
+        """Numbers in a step; only where the whole holds sequences."""
+        return cast(Sequences, self._source).features
+
+    @property
+    def sequence(self) -> SequenceFeatures:
+        """What these numbers are; only where the whole holds sequences."""
+        return cast(Sequences, self._source).sequence
+
+    @property
+    def notice(self) -> str:
+        """That of the whole; only where it holds sequences."""
+        return cast(Sequences, self._source).notice
+
     def __len__(self) -> int:
         return len(self._records)
 
@@ -209,7 +253,7 @@ class Subset:
     def read(self, records: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None) -> Records:
         """Reads records by their number in the part."""
         read = self._source.read(self._records[records], preprocessing, draws)
-        return Records(read.images, self._new_label[read.labels], read.decoded)
+        return read._replace(labels=self._new_label[read.labels])
 
     def failure(self, record: int, preprocessing: Preprocessing) -> str:
         """Why a record could not be decoded."""

@@ -12,6 +12,7 @@ from jax import Array
 
 from pcls.nn.dropout import Dropout
 from pcls.nn.recurrent.cells import GRU, LSTM, Carry, Cell, SimpleRNN
+from pcls.nn.recurrent.linear_layers import LRU, RGLRU, LinearLayer, MinGRU, MinLSTM
 from pcls.nn.recurrent.sequential import Scan, Stream, sequential_scan, zero_carry
 from pcls.nn.training import TrainingPass
 
@@ -93,6 +94,9 @@ class SequentialLayer(nnx.Module):
         x = x.astype(self.dtype)
         steps, batch = x.shape[:2]
         mask = None if lengths is None else jnp.arange(steps)[:, None] < lengths
+        if mask is not None:
+            # What stands in the padding, NaN too, must not meet a zero in a product.
+            x = jnp.where(mask[..., None], x, 0)
         directions = [self.forward] if self.backward is None else [self.forward, self.backward]
         carry = zero_carry(self.cell, batch, self.hidden)
         streams = [one.stream(x, carry, mask) for one in directions]
@@ -102,13 +106,17 @@ class SequentialLayer(nnx.Module):
         return outputs, jnp.concatenate([carry[0] for _, carry in results], -1).astype(x.dtype)
 
 
-# Each takes inputs, hidden, bidirectional, truncate, chunk, dtype and rngs.
+# Each takes inputs, hidden, bidirectional, dtype and rngs; sequential ones truncate and chunk, linear ones form.
 LAYERS: dict[str, Callable[..., Layer]] = {
     "rnn": partial(SequentialLayer, SimpleRNN("tanh")),
     "irnn": partial(SequentialLayer, SimpleRNN("relu")),
     "gru": partial(SequentialLayer, GRU("after")),
     "gru_reset_before": partial(SequentialLayer, GRU("before")),
     "lstm": partial(SequentialLayer, LSTM()),
+    "lru": partial(LinearLayer, LRU),
+    "mingru": partial(LinearLayer, MinGRU),
+    "minlstm": partial(LinearLayer, MinLSTM),
+    "rglru": partial(LinearLayer, RGLRU),
 }
 
 

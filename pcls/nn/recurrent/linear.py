@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,10 @@ Form = Literal["sequential", "parallel"]
 Complex = tuple[Array, Array]
 Values = TypeVar("Values", Array, Complex)
 
-# Steps that the parallel form scans at once; the chunk bounds its temporary memory. On CPU smaller ones are faster (64
-# rows of 128, 2048 steps, forward and back: chunks of 4 198 ms, of 16 226, of 64 271, of 128 300), but there the
-# sequential form is the faster one anyway; not measured on GPU and TPU, where fewer chunks are fewer dependent steps.
+# Steps that the parallel form scans at once. On CPU few, that stay in its caches: 64 rows of 128, 2048 steps, forward
+# and back on two cores, take 206 ms in chunks of 8, 226 of 16, 271 of 64, 300 of 128. Elsewhere many, since each chunk
+# waits for the one before it; not measured.
+CHUNK_ON_CPU = 8
 CHUNK = 256
 
 # An array, or real and imaginary part.
@@ -35,7 +36,7 @@ def linear_scan(
     *,
     reverse: bool = False,
     form: Form | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Values:
     """Runs h_t = decay_t * h_{t-1} + inputs_t over time, elementwise; state and arithmetic are float32.
 
@@ -50,7 +51,7 @@ def linear_scan(
       reverse: run from the last step to the first.
       form: `sequential`, one multiply-add a step; `parallel`, associative scans of chunks of steps, with a sequential
         carry between them; None: `fastest_form()`.
-      chunk: steps that the parallel form scans at once at most; it need not divide the time.
+      chunk: steps that the parallel form scans at once at most; it need not divide the time. None: by device.
       All arrays are real, or all are pairs of real and imaginary part.
 
     Returns:
@@ -63,21 +64,23 @@ def linear_scan(
     """
     if form not in (None, *get_args(Form)):
         raise UserError(f'form of a linear recurrence is "{form}"; write one of {", ".join(get_args(Form))}')
+    if chunk is None:
+        chunk = CHUNK_ON_CPU if target_platform() == "cpu" else CHUNK
     if chunk < 1:
         raise UserError(f"chunk of a linear recurrence is {chunk}; a number of steps >= 1 is needed")
     scan = _Scan(reverse, form or fastest_form(), chunk)
     parts = _parts(inputs)
     begin = tuple(jnp.zeros(part.shape[1:], jnp.float32) for part in parts) if start is None else _parts(start)
-    outputs = _scan(scan, _parts(decay), parts, begin)
+    outputs: Any = _scan(scan, _parts(decay), parts, begin)
     return outputs if isinstance(inputs, tuple) else outputs[0]
 
 
 def fastest_form() -> Form:
     """The form for the device that is compiled for, whatever the number of steps.
 
-    On CPU no number of steps was found from which on the parallel form is faster: for 64 rows of 128, forward and back
-    on two cores, the sequential one takes 0.6 of its time at 64 steps and 0.4 at 4096, and a step costs 20 ns beyond its
-    arithmetic. GPUs and TPUs, where each step is a kernel of its own, get the parallel one; not measured.
+    On CPU there is no number of steps from which on the parallel form is faster: for 64 rows of 128, forward and back
+    on two cores, the sequential one takes 0.3 to 0.8 of its time at 8 to 8192 steps. GPUs and TPUs, where each step is
+    a kernel of its own, get the parallel one; not measured.
     """
     return "sequential" if target_platform() == "cpu" else "parallel"
 
@@ -217,9 +220,7 @@ def _sequential_gradient(scan: _Scan, decay: _Number, grads: _Number) -> _Number
     return jax.lax.scan(step, zero, (decay, grads), reverse=not scan.reverse)[1]
 
 
-def _sequential_constant_gradient(
-    scan: _Scan, saved: _Saved, grads: _Number
-) -> tuple[_Number, _Number, _Number]:
+def _sequential_constant_gradient(scan: _Scan, saved: _Saved, grads: _Number) -> tuple[_Number, _Number, _Number]:
     """Sums the decay's gradient in the loop: afterwards, outputs and gradients would be read once more."""
     decay, start, outputs = saved
     turned = _conjugate(_float32(decay))

@@ -242,7 +242,8 @@ def _stream_gradient(cell: Cell, saved: Saved, hidden: Array, grad: Array, carry
 
 def _rows(array: Array) -> Array:
     """[time, batch, n] to [batch * time, n]."""
-    return array.swapaxes(0, 1).reshape(-1, array.shape[-1])
+    steps, batch, width = array.shape
+    return array.swapaxes(0, 1).reshape(batch * steps, width)
 
 
 _run.defvjp(_forward, _backward)
