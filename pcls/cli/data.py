@@ -36,15 +36,22 @@ def info(
     from pcls.cli.data_recipe import data_recipe
     from pcls.data.dataset import open_dataset
     from pcls.data.sources.source import class_counts
+    from pcls.data.steps import lengths_text
 
     recipe = data_recipe(data, overrides or [])
     dataset = open_dataset(recipe.data)
-    preprocessing = dataset.preprocessing
-    typer.echo(f"images      {len(dataset.train):,} to train on, {len(dataset.evaluation):,} held out")
-    typer.echo(f"size        {preprocessing.height} x {preprocessing.width} x {preprocessing.channels}")
-    measured = "measured" if dataset.in_memory else "ImageNet's; image files are not measured"
+    preprocessing, sequences = dataset.preprocessing, bool(dataset.padded)
+    records = "sequences" if sequences else "images"
+    typer.echo(f"{records:<12}{len(dataset.train):,} to train on, {len(dataset.evaluation):,} held out")
+    if sequences:
+        typer.echo(lengths_text(dataset.train, dataset.padded))
+    else:
+        typer.echo(f"size        {preprocessing.height} x {preprocessing.width} x {preprocessing.channels}")
+    measured = "measured" if sequences or dataset.in_memory else "ImageNet's; image files are not measured"
     typer.echo(f"mean        {', '.join(f'{value:.4f}' for value in preprocessing.mean)}  ({measured})")
     typer.echo(f"deviation   {', '.join(f'{value:.4f}' for value in preprocessing.std)}")
+    for notice in dataset.notices:
+        typer.echo(notice)
     held_out = class_counts(dataset.evaluation)
     typer.echo(f"classes     {len(dataset.class_names):,}")
     width = max(map(len, dataset.class_names))

@@ -31,12 +31,13 @@ def bench(
     import jax
     import numpy as np
 
-    from pcls.cli.data_recipe import data_recipe
+    from pcls.cli.data_recipe import check_pictures, data_recipe
     from pcls.data.bench import measure_input
     from pcls.data.dataset import open_dataset
     from pcls.data.workers import measure_threads, usable_cores
 
     recipe = data_recipe(data, overrides or [])
+    check_pictures(recipe.data, "bench")
     dataset = open_dataset(recipe.data)
     threads = recipe.data.workers
     if not dataset.in_memory and not threads:

@@ -63,6 +63,7 @@ def convert(
         raise UserError("the folder of the new set is missing: pcls data convert SOURCE OUT")
     _check_options(runner, beam_option, reencode, longest_side or quality)
 
+    from pcls.cli.data_recipe import check_pictures
     from pcls.config import Recipe, with_overrides
     from pcls.data.convert import convert as convert_source
     from pcls.data.dataset import data_settings, open_kept
@@ -71,6 +72,7 @@ def convert(
 
     listed = {} if quarantine is None else {"data.quarantine": str(quarantine)}
     section = with_overrides(Recipe(), data_settings(source) | listed).data
+    check_pictures(section, "convert")
     by_beam = _beam(section, workers, beam_option or []) if runner == "beam" else None
     train, evaluation = open_kept(section)
     smaller = Reencoding(longest_side=longest_side or LONGEST_SIDE, quality=quality or QUALITY)

@@ -32,7 +32,7 @@ def doctor(
     import json
     import shutil
 
-    from pcls.cli.data_recipe import data_recipe
+    from pcls.cli.data_recipe import check_pictures, data_recipe
     from pcls.data.dataset import open_kept
     from pcls.data.doctor.checks import examine
     from pcls.data.doctor.findings import Severity
@@ -45,6 +45,7 @@ def doctor(
     for file in filter(None, (json_file, html_file, quarantine)):
         _check_can_be_written(file)
     section = data_recipe(data, overrides or []).data
+    check_pictures(section, "doctor")
     train, evaluation = open_kept(section, as_it_is=True)
     sources = {"train": train} | ({} if evaluation is None else {"evaluation": evaluation})
     progress = Progress(sum(map(len, sources.values())), "images")

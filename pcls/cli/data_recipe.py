@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pcls.errors import UserError
+
 if TYPE_CHECKING:
     from pcls.config import Recipe
+    from pcls.config.schema import DataSection
 
 
 def data_recipe(word: str, overrides: Sequence[str]) -> Recipe:
@@ -23,3 +26,17 @@ def data_recipe(word: str, overrides: Sequence[str]) -> Recipe:
     if Path(word).suffix in (".yaml", ".yml") or word in named_recipes():
         return load_recipe(word, overrides)
     return with_overrides(with_overrides(Recipe(), data_settings(word)), overrides)
+
+
+def check_pictures(section: DataSection, verb: str) -> None:
+    """UserError for a set of sequences.
+
+    Args:
+      section: of the recipe.
+      verb: what was asked for, as in `show`.
+    """
+    if section.holds_sequences:
+        raise UserError(
+            f"pcls data {verb} is for pictures, and data.source={section.source} holds sequences; "
+            "pcls data info tells of them"
+        )

@@ -22,7 +22,7 @@ def show(
     """
     import numpy as np
 
-    from pcls.cli.data_recipe import data_recipe
+    from pcls.cli.data_recipe import check_pictures, data_recipe
     from pcls.data.dataset import open_dataset
     from pcls.data.pipeline import Workers, training_batches
     from pcls.data.show import augmented_images, caption, grid
@@ -34,6 +34,7 @@ def show(
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
     recipe = data_recipe(data, overrides or [])
+    check_pictures(recipe.data, "show")
     dataset = open_dataset(recipe.data)
     order = training_order(recipe, len(dataset.train))
     count = min(order.batch_size, images + images % 2)

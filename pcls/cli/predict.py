@@ -20,10 +20,12 @@ class Format(StrEnum):
 
 def predict(
     source: Annotated[str, typer.Argument(help="The folder of a finished run, or of a bundle.")],
-    images: Annotated[list[str], typer.Argument(help="JPEG, PNG or WebP files.")],
+    images: Annotated[
+        list[str], typer.Argument(help="JPEG, PNG or WebP files; WAV or NPY files for models of sequences.")
+    ],
     output: Annotated[Format, typer.Option("--format", help="A table, or one JSON object a line.")] = Format.table,
 ) -> None:
-    """Classify image files; an unreadable one is reported in its place, and the exit code is then 2.
+    """Classify files of images or sequences; an unreadable one is reported in its place, and the exit code is then 2.
 
     Example: pcls predict runs/first photos/a.jpg photos/b.png --format jsonl
     """
@@ -39,4 +41,4 @@ def predict(
         else:
             typer.echo(f"{answer.path:<{width}}  {answer.probability:6.1%}  {answer.label}")
     if failed:
-        raise pcls.UserError(f"{failed:,} of {len(images):,} images could not be read")
+        raise pcls.UserError(f"{failed:,} of {len(images):,} files could not be read")

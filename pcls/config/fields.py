@@ -60,6 +60,8 @@ Length = Annotated[
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Fraction = Annotated[Number, Field(ge=0, lt=1)]
 Pattern = Annotated[str, Field(min_length=1), AfterValidator(_regular_expression)]
+# One that may be empty.
+SomePattern = Annotated[str, AfterValidator(_regular_expression)]
 Integers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(list_as_tuple)]
 
 

@@ -293,7 +293,8 @@ def _suggestion(value: Any, info: FieldInfo | None) -> str:
 
 def _allowed(error: ErrorDetails, key: str) -> str:
     info = _field(key)
-    return error["msg"] if info is None else f"{_describe(info)} is needed"
+    # What is wrong with a regular expression says more than that it is a text.
+    return error["msg"] if info is None or error["type"] == "regex" else f"{_describe(info)} is needed"
 
 
 def described_field(key: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
@@ -33,14 +34,16 @@ class Key:
 
 def recipe_keys() -> Iterator[Key]:
     """All keys in the schema's order."""
-    defaults = flat_recipe(Recipe())
-    for section, info in Recipe.model_fields.items():
-        kind = info.annotation
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            raise TypeError(f"{section} is no section")
-        meanings = attribute_texts(inspect.getdoc(kind) or "")
-        for leaf in kind.model_fields:
-            name = f"{section}.{leaf}"
+    yield from _keys(Recipe, "", flat_recipe(Recipe()))
+
+
+def _keys(kind: type[BaseModel], prefix: str, defaults: Mapping[str, Any]) -> Iterator[Key]:
+    meanings = attribute_texts(inspect.getdoc(kind) or "") if prefix else {}
+    for leaf, info in kind.model_fields.items():
+        name = f"{prefix}{leaf}"
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _keys(info.annotation, f"{name}.", defaults)
+        else:
             # As YAML writes it: '' for no text, null for nothing.
             default = yaml.safe_dump(defaults[name], default_flow_style=True).removesuffix("\n...\n").strip()
             yield Key(name, default, described_field(name), meanings[leaf])

@@ -6,14 +6,28 @@ Every value is checked where it enters (type, range, finiteness); rules that joi
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from pcls.config.duration import Duration
-from pcls.config.fields import Fraction, Integers, Length, Number, Pattern, Section, broken_rule, list_as_tuple
+from pcls.config.fields import (
+    Fraction,
+    Integers,
+    Length,
+    Number,
+    Pattern,
+    Section,
+    SomePattern,
+    broken_rule,
+    list_as_tuple,
+)
 from pcls.config.optimizer import OptimizerSection
 from pcls.config.policy import parse_policy
+
+# Sources of sequences, and what of `data` concerns pictures alone.
+SEQUENCES = ("audio", "ts", "sequences")
+OF_PICTURES = ("image_size", "channels", "train_crop", "crop_pct", "crop_mode", "interpolation", "progressive")
 
 
 class RunSection(Section):
@@ -41,13 +55,30 @@ class SizePhase(Section):
     batches: Annotated[int, Field(ge=1, le=1024)] = 1
 
 
+class AudioSection(Section):
+    """The steps and features that sound becomes: logarithms of mel filters.
+
+    Attributes:
+      sample_rate: in Hz, to which all sound is brought; 0: that of the set.
+      mels: filters, and so features of a step.
+      window_ms: the sound that a step sees, in milliseconds.
+      hop_ms: from one step to the next, in milliseconds.
+    """
+
+    sample_rate: Annotated[int, Field(ge=0, le=2**20)] = 0
+    mels: Annotated[int, Field(ge=1, le=1024)] = 40
+    window_ms: Annotated[Number, Field(gt=0, le=10_000)] = 25.0
+    hop_ms: Annotated[Number, Field(gt=0, le=10_000)] = 10.0
+
+
 class DataSection(Section):
     """What is learned from.
 
     Attributes:
       source: `digits` (embedded), `idx` (MNIST's file format), `folder` (class/image files), `manifest` (CSV or Parquet
         with the columns path and label), `arrays` (NumPy), `arrayrecord` (made by `pcls data convert`), `webdataset`
-        (tar files), `huggingface` (written by `datasets`' save_to_disk) or `tfds:NAME[:split]`.
+        (tar files), `huggingface` (written by `datasets`' save_to_disk) or `tfds:NAME[:split]`. Sequences: `ts`
+        (sktime's text format), `sequences` (NumPy) or `audio` (WAV files).
       path: where the source lies: its folder or file, or a URL such as gs://bucket/folder; `digits` has none, for
         `tfds` it is the data directory.
       cache: folder on this machine for what is fetched from URLs and for indices of tar files; empty: $PCLS_CACHE, or
@@ -70,6 +101,11 @@ class DataSection(Section):
       tail: where the training set does not divide into steps, the last records of a pass share a step with the next
         pass (`carry`), are left out (`drop`), or have a step to themselves that is filled up with weight 0 (`pad`).
       repeats: how often a step holds each of its images, each time augmented in another way.
+      buckets: to how many different lengths sequences are padded, chosen so that the fewest steps are padding. A batch
+        holds sequences of one of them; each is a program to compile.
+      audio: the features that sound becomes, with `audio`.
+      test_match: of sound files, those in whose path this regular expression is found are evaluated on; empty: a share
+        is held out, or the set has an evaluation part of its own.
       progressive: training phases with other image sizes, in order of their ends; after the last, and in evaluation,
         `image_size` holds. Small images first make an epoch cheaper.
       expect_classes: classes that the source must have; 0: any. `pcls plan` needs no data where this and the next are
@@ -98,6 +134,9 @@ class DataSection(Section):
     interpolation: Literal["bilinear", "bicubic", "lanczos"] | None = None
     tail: Literal["carry", "drop", "pad"] = "carry"
     repeats: Annotated[int, Field(ge=1, le=64)] = 1
+    buckets: Annotated[int, Field(ge=1, le=64)] = 1
+    audio: AudioSection = AudioSection()
+    test_match: SomePattern = ""
     progressive: Annotated[tuple[SizePhase, ...], BeforeValidator(list_as_tuple)] = ()
     expect_classes: Annotated[int, Field(ge=0, le=2**24)] = 0
     expect_records: Annotated[int, Field(ge=0)] = 0
@@ -105,6 +144,25 @@ class DataSection(Section):
     max_undecodable: Annotated[Number, Field(ge=0, le=1)] = 0.001
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     processes: Annotated[int, Field(ge=0, le=256)] = 0
+
+    @property
+    def holds_sequences(self) -> bool:
+        """Whether the source is one of sequences, not of pictures."""
+        return self.source in SEQUENCES
+
+    @model_validator(mode="after")
+    def _sequences_know_no_pictures(self) -> DataSection:
+        strangers = OF_PICTURES if self.holds_sequences else ("buckets",)
+        for key in strangers:
+            if getattr(self, key) != DataSection.model_fields[key].default:
+                held = "are sequences" if self.holds_sequences else "are pictures"
+                raise broken_rule(
+                    f"data.{key}", f"has no effect with {self.source}, whose records {held}; leave it out"
+                )
+        for key in ("audio", "test_match"):
+            if self.source != "audio" and getattr(self, key) != DataSection.model_fields[key].default:
+                raise broken_rule(f"data.{key}", f"has an effect with data.source=audio only, not with {self.source}")
+        return self
 
 
 class AugmentSection(Section):
@@ -182,12 +240,20 @@ class ModelSection(Section):
     Attributes:
       name: a name that `pcls models list` shows.
       init: a run or bundle whose weights the training starts from; empty: from scratch.
-      dropout: share of features dropped before the head in training.
+      dropout: share of features dropped before the head in training; by recurrent classifiers between layers too.
       drop_path: stochastic depth: share of examples for which the last block's branch is dropped; it rises linearly
         from 0 at the first block.
       remat: what the backward pass keeps, for each stage of the network: `none` (all that it needs), `products`
         (outputs of convolutions and matrix products; the rest is computed again) or `inputs` (of each block only);
         empty: `none` for all.
+      read: what is a step where an image is read as a sequence: one of its `rows` or `columns`, of the `pixels` row by
+        row, of the `patches` row by row, or of the pixels along a `hilbert` curve; null: as is customary for the model.
+        Sequences are read by rows, which are their steps.
+      patch: height and width of a patch in pixels, with `patches`; 0: 4.
+      hidden: states of a recurrent layer in each direction; 0: as is customary for the model.
+      layers: recurrent layers; 0: the same.
+      bidirectional: recurrent layers run from both ends; null: the same.
+      truncate: steps that gradients go back over in layers that run step by step; 0: all.
     """
 
     name: Annotated[str, Field(min_length=1)] = "cnn28"
@@ -195,6 +261,28 @@ class ModelSection(Section):
     dropout: Fraction = 0.0
     drop_path: Fraction = 0.0
     remat: Annotated[tuple[Literal["none", "products", "inputs"], ...], BeforeValidator(list_as_tuple)] = ()
+    read: Literal["rows", "columns", "pixels", "patches", "hilbert"] | None = None
+    patch: Annotated[int, Field(ge=0, le=8192)] = 0
+    hidden: Annotated[int, Field(ge=0, le=2**16)] = 0
+    layers: Annotated[int, Field(ge=0, le=1024)] = 0
+    bidirectional: bool | None = None
+    truncate: Annotated[int, Field(ge=0, le=2**24)] = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is chosen of the network beside its name."""
+        return self.model_dump(exclude={"name", "init"})
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What of that decides which weights there are, where it is not as is customary for the model."""
+        return self.model_dump(include={"read", "patch", "hidden", "layers", "bidirectional"}, exclude_defaults=True)
+
+    @model_validator(mode="after")
+    def _patch_with_patches_only(self) -> ModelSection:
+        if self.patch and self.read != "patches":
+            raise broken_rule("model.patch", "has no effect without model.read=patches")
+        return self
 
 
 class BatchNormSection(Section):
@@ -371,9 +459,21 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _one_size_at_once(self) -> Recipe:
-        if self.data.progressive and (self.data.on_device or self.train.steps_per_dispatch > 1):
+        several = "data.progressive" if self.data.progressive else "data.buckets" if self.data.buckets > 1 else ""
+        if several and (self.data.on_device or self.train.steps_per_dispatch > 1):
             key = "data.on_device" if self.data.on_device else "train.steps_per_dispatch"
-            raise broken_rule(key, "needs images of one size; leave out data.progressive or this")
+            raise broken_rule(key, f"needs batches of one size; leave out {several} or this")
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_are_augmented(self) -> Recipe:
+        if not self.data.holds_sequences:
+            return self
+        for key, info in AugmentSection.model_fields.items():
+            if getattr(self.augment, key) != info.default:
+                raise broken_rule(f"augment.{key}", "has no effect on sequences; leave it out")
+        if self.evaluate.tta != "none":
+            raise broken_rule("evaluate.tta", "has no effect on sequences; leave it out")
         return self
 
     @property

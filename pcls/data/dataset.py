@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pcls.config.schema import DataSection
-from pcls.data.preprocessing import Preprocessing, imagenet_statistics
+from pcls.config.schema import AudioSection, DataSection
+from pcls.data.buckets import Bucket, buckets_of, padded_lengths
+from pcls.data.preprocessing import Preprocessing, SequenceFeatures, imagenet_statistics
 from pcls.data.quarantine import read_quarantine, records_kept
 from pcls.data.sources.arrays import ArraySource, open_arrays, open_digits, open_idx, pixel_statistics
 from pcls.data.sources.cache import cache_folder
@@ -23,11 +27,22 @@ from pcls.data.sources.remote import (
 )
 from pcls.data.sources.source import Source, Subset
 from pcls.data.split import few_of_each, held_out
+from pcls.data.steps import as_sequences, step_statistics
 from pcls.errors import UserError
 
-SOURCES = "digits, idx, folder, manifest, arrays, arrayrecord, webdataset, huggingface, tfds:NAME[:split]"
-KINDS = ("idx", "folder", "manifest", "arrays", "arrayrecord", "webdataset", "huggingface")
-FILE_KINDS = {".csv": "manifest", ".tsv": "manifest", ".parquet": "manifest", ".npz": "arrays", ".tar": "webdataset"}
+KINDS = (
+    *("idx", "folder", "manifest", "arrays", "arrayrecord", "webdataset", "huggingface"),
+    *("audio", "ts", "sequences"),
+)
+SOURCES = f"digits, {', '.join(KINDS)}, tfds:NAME[:split]"
+FILE_KINDS = {
+    ".csv": "manifest",
+    ".tsv": "manifest",
+    ".parquet": "manifest",
+    ".npz": "arrays",
+    ".tar": "webdataset",
+    ".ts": "ts",
+}
 # What is fetched of a set that a URL names.
 REMOTE_FILES = {
     "idx": ("-ubyte", "-ubyte.gz"),
@@ -35,6 +50,8 @@ REMOTE_FILES = {
     "arrayrecord": (".json", ".npy", ".array_record"),
     "webdataset": (".tar", ".txt", ".json"),
     "huggingface": (".json", ".arrow"),
+    "ts": (".ts",),
+    "sequences": (".npz",),
 }
 # What else is kept: indices of long lists and of tar shards.
 CACHED = ("manifest", "webdataset")
@@ -47,6 +64,9 @@ FOLDER_SIGNS = (
     ("images.npy", "arrays"),
     ("*.tar", "webdataset"),
     ("train/*.tar", "webdataset"),
+    ("*_TRAIN.ts", "ts"),
+    ("*.wav", "audio"),
+    ("*/*.wav", "audio"),
 )
 # Those whose images are decoded when asked for.
 IMAGE_FILES = ("folder", "manifest", "arrayrecord", "webdataset", "huggingface", "tfds")
@@ -63,12 +83,34 @@ class Dataset:
       train, evaluation: the sources.
       preprocessing: of both.
       in_memory: whether reading is a copy out of memory, which no thread makes faster.
+      padded: the lengths to which sequences are padded, ascending; empty: pictures.
     """
 
     train: Source
     evaluation: Source
     preprocessing: Preprocessing
     in_memory: bool
+    padded: tuple[int, ...] = ()
+
+    @cached_property
+    def train_buckets(self) -> tuple[Bucket, ...]:
+        """The training records by padded length; empty: pictures."""
+        return buckets_of(as_sequences(self.train).lengths, self.padded) if self.padded else ()
+
+    @cached_property
+    def evaluation_buckets(self) -> tuple[Bucket, ...]:
+        """The same of the evaluation records."""
+        return buckets_of(as_sequences(self.evaluation).lengths, self.padded) if self.padded else ()
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should be told of the data, a line each."""
+        parts = (self.train, self.evaluation) if self.padded else ()
+        return tuple(dict.fromkeys(filter(None, (as_sequences(part).notice for part in parts))))
+
+    def padded_to(self, steps: int) -> Dataset:
+        """The same, every sequence padded to one length, none above it."""
+        return replace(self, preprocessing=replace(self.preprocessing, height=steps), padded=(steps,))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -81,17 +123,20 @@ def open_dataset(section: DataSection, preprocessing: Preprocessing | None = Non
 
     Args:
       section: the recipe's `data`.
-      preprocessing: that of pretrained weights, which then holds; None: worked out from the data and the recipe.
+      preprocessing: that of pretrained weights, which then holds, but for the length of sequences; None: worked out
+        from the data and the recipe.
 
     Raises:
       UserError: the data is missing, damaged, or not fit to classify.
     """
+    section = _heard_as(section, preprocessing)
     whole, evaluation = open_kept(section)
     _check_classes(section, whole)
     if section.quarantine:
         # The list may have taken a whole class.
         _check_not_empty(whole, whole.labels, section.classes or tuple(range(len(whole.class_names))))
-    dataset = _prepared(section, whole, evaluation, preprocessing)
+    prepared = _prepared_sequences if section.holds_sequences else _prepared
+    dataset = prepared(section, whole, evaluation, preprocessing)
     _check_expected("data.expect_classes", section.expect_classes, len(dataset.class_names), "classes")
     _check_expected("data.expect_records", section.expect_records, len(dataset.train), "training records")
     return dataset
@@ -140,12 +185,53 @@ def _prepared(
     return Dataset(train, evaluation, preprocessing or _array_preprocessing(train, shape), in_memory=True)
 
 
+def _heard_as(section: DataSection, preprocessing: Preprocessing | None) -> DataSection:
+    """The section, which makes of sound the features that pretrained weights expect."""
+    features = preprocessing and preprocessing.sequence
+    if preprocessing is not None and (features is not None) != section.holds_sequences:
+        expected, found = ("sequences", "pictures") if features else ("pictures", "sequences")
+        raise UserError(f"the weights expect {expected}, and data.source={section.source} has {found}; name other data")
+    if not features:
+        return section
+    if (features.kind == "log_mel") != (section.source == "audio"):
+        sound = "features of sound" if features.kind == "log_mel" else "numbers as they lie"
+        raise UserError(f"the weights expect {sound}, and data.source={section.source} has others; name other data")
+    values = {key: getattr(features, key) for key in AudioSection.model_fields}
+    return section.model_copy(update={"audio": AudioSection(**values)}) if section.source == "audio" else section
+
+
+def _prepared_sequences(
+    section: DataSection, whole: Source, evaluation: Source | None, preprocessing: Preprocessing | None
+) -> Dataset:
+    in_memory = section.source != "audio"
+    if in_memory:
+        _check_no_settings(section, ("workers", "processes"), "sequences")
+    _check_not_empty(whole, whole.labels, section.classes or tuple(range(len(whole.class_names))))
+    train, evaluation = map(as_sequences, _split(section, whole, evaluation))
+    longest = max(int(part.lengths.max(initial=1)) for part in (train, evaluation))
+    padded = padded_lengths(train.lengths, longest, section.buckets)
+    if preprocessing is None:
+        preprocessing = Preprocessing(longest, train.features, 1, *step_statistics(train), sequence=train.sequence)
+    elif preprocessing.width != train.features:
+        raise UserError(
+            f"the weights expect {preprocessing.width} features a step, and {section.source} "
+            f"{without_secrets(section.path)} has {train.features}; name other data"
+        )
+    return Dataset(train, evaluation, replace(preprocessing, height=longest), in_memory, padded)
+
+
 def _check_no_file_settings(section: DataSection) -> None:
     """UserError for what only image files know."""
-    for key in ("train_crop", "crop_pct", "crop_mode", "interpolation", "workers", "processes"):
+    keys = ("train_crop", "crop_pct", "crop_mode", "interpolation", "workers", "processes")
+    _check_no_settings(section, keys, "images")
+
+
+def _check_no_settings(section: DataSection, keys: Sequence[str], records: str) -> None:
+    for key in keys:
         if getattr(section, key):
             raise UserError(
-                f"data.{key} has no effect with {section.source}, whose images are kept whole in memory; leave it out"
+                f"data.{key} has no effect with {section.source}, whose {records} are kept whole in memory; "
+                "leave it out"
             )
 
 
@@ -177,7 +263,7 @@ def data_settings(data: str) -> dict[str, str]:
 def _kind_of(path: Path, data: str) -> str:
     """What a file or folder looks like."""
     if path.is_file() and path.suffix in FILE_KINDS:
-        return FILE_KINDS[path.suffix]
+        return "sequences" if path.suffix == ".npz" and _has_lengths(path) else FILE_KINDS[path.suffix]
     if not path.is_dir():
         raise UserError(
             f"data {data!r}: there is no such file or folder of a known kind; name a folder, a file "
@@ -187,6 +273,15 @@ def _kind_of(path: Path, data: str) -> str:
         if any(path.glob(pattern)):
             return kind
     return "folder"
+
+
+def _has_lengths(archive: Path) -> bool:
+    """Whether an archive of NumPy arrays holds sequences; a damaged one is told when it is opened."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return "lengths.npy" in opened.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def open_source(section: DataSection) -> tuple[Source, Source | None]:
@@ -231,6 +326,19 @@ def open_source(section: DataSection) -> tuple[Source, Source | None]:
             from pcls.data.sources.huggingface import open_huggingface
 
             return open_huggingface(path)
+        case "ts":
+            from pcls.data.sources.sequences import open_ts
+
+            return open_ts(path)
+        case "sequences":
+            from pcls.data.sources.sequences import open_npz_sequences
+
+            return open_npz_sequences(path)
+        case "audio":
+            from pcls.data.sources.audio import open_audio
+
+            _check_folder(section, path)
+            return open_audio(path, SequenceFeatures("log_mel", **section.audio.model_dump()), section.test_match)
         case "tfds":
             from pcls.data.sources.tfds import open_tfds
 

@@ -3,16 +3,21 @@
 Places run on through the passes over the set: place p is record `permutation_e(p mod n)` of pass `e = p div n`. So
 every pass holds each record exactly once, and the whole state of the input is the step number. Host count, worker count
 and mesh do not enter.
+
+With length buckets each bucket has such a stream of its own, and which bucket a step belongs to is arithmetic too.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
+
+from pcls.data.buckets import Bucket
 
 ROUNDS = 4
 # Sets up to this size have each pass's permutation in memory, 8 bytes a record.
@@ -73,6 +78,15 @@ class Order:
         copies = np.repeat(np.arange(self.repeats), self.records_a_step)
         return np.tile(records, self.repeats), np.tile(passes, self.repeats) * self.repeats + copies
 
+    def fillers(self, step: int, places: np.ndarray) -> np.ndarray:
+        """Records that may stand where a step is filled up: any.
+
+        Args:
+          step: global.
+          places: [n] integers >= 0; others give others.
+        """
+        return places % self.size
+
     def _once(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The different records of a step and their passes."""
         within = np.arange(self.records_a_step, dtype=np.int64)
@@ -91,6 +105,116 @@ class Order:
         if self.size <= WHOLE_PASS:
             return _permuted_pass(self.size, self.seed, number)[places]
         return permuted(places, size=self.size, seed=self.seed, epoch=number)
+
+
+@dataclass(frozen=True)
+class BucketedOrder:
+    """The order of a training on sequences, each step of one bucket; used as `Order` is.
+
+    The buckets take turns in proportion to their sizes: of bucket b, which has w_b steps in a pass, the k-th step (from
+    0) stands at (k + 1/2) / w_b, and the steps of all come in the order of where they stand, of equal ones the bucket
+    of shorter sequences first. With the tails `drop` and `pad` the passes of all buckets then end together; with
+    `carry` each bucket carries over by itself.
+
+    Attributes:
+      buckets: with their records.
+      batch_size, seed, tail, repeats: as of `Order`. A bucket with fewer records than a step repeats some in it
+        (`carry`) or is filled up (`pad`); `drop` would leave all of it out, and must not be asked for.
+    """
+
+    buckets: tuple[Bucket, ...]
+    batch_size: int
+    seed: int
+    tail: Tail = "carry"
+    repeats: int = 1
+
+    @cached_property
+    def orders(self) -> tuple[Order, ...]:
+        """Of the records of each bucket, by their place in it."""
+        seeds = np.random.SeedSequence(self.seed).generate_state(len(self.buckets), np.uint64)
+        return tuple(
+            Order(len(bucket.records), self.batch_size, int(seed), self.tail, self.repeats)
+            for bucket, seed in zip(self.buckets, seeds, strict=True)
+        )
+
+    @property
+    def size(self) -> int:
+        """Records in the set."""
+        return sum(order.size for order in self.orders)
+
+    @property
+    def records_a_step(self) -> int:
+        """Different records in a step."""
+        return self.batch_size // self.repeats
+
+    @property
+    def pass_steps(self) -> float:
+        """Steps in which each record comes once, but for tails that are dropped; a fraction only with `carry`."""
+        if self.tail == "carry":
+            return self.size / self.records_a_step
+        return sum(order.pass_steps for order in self.orders)
+
+    @property
+    def epoch_steps(self) -> float:
+        """As of `Order`."""
+        return self.pass_steps / self.repeats
+
+    @property
+    def dropped(self) -> int:
+        """Records that a pass leaves out."""
+        return sum(order.dropped for order in self.orders)
+
+    def records_of_step(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """As of `Order`; the epochs are those of the step's bucket."""
+        number, own = self.place_of_step(step)
+        places, epochs = self.orders[number].records_of_step(own)
+        return np.where(places < 0, -1, self.buckets[number].records[places]), epochs
+
+    def fillers(self, step: int, places: np.ndarray) -> np.ndarray:
+        """As of `Order`: any of the step's bucket."""
+        records = self.buckets[self.place_of_step(step)[0]].records
+        return records[places % len(records)]
+
+    def place_of_step(self, step: int) -> tuple[int, int]:
+        """The number of the bucket that a global step belongs to, and the step's number in the bucket's own stream."""
+        done = self.done_before(step)
+        number = min(range(len(done)), key=lambda number: self._stands(number, done[number]))
+        return number, done[number]
+
+    def done_before(self, step: int) -> list[int]:
+        """How many of the first `step` global steps belong to each bucket."""
+        total, count = sum(self._weights), len(self._weights)
+        # Those that stand at (step - count / 2) / total or before it: never more than `step`, and fewer by less than
+        # `count`. What is left comes one by one.
+        done = [max(0, ((2 * step - count) * weight + total) // (2 * total)) for weight in self._weights]
+        ahead = [(self._stands(number, own), number) for number, own in enumerate(done)]
+        heapq.heapify(ahead)
+        for _ in range(step - sum(done)):
+            number = ahead[0][1]
+            done[number] += 1
+            heapq.heapreplace(ahead, (self._stands(number, done[number]), number))
+        return done
+
+    def first_steps(self, start: int) -> list[int]:
+        """The global step at which each bucket comes next, `start` included."""
+        return [self._step_of(number, own) for number, own in enumerate(self.done_before(start))]
+
+    def _step_of(self, number: int, own: int) -> int:
+        """The global step of a bucket's own one: the steps of all buckets that come before it."""
+        weight, place = self._weights[number], 2 * own + 1
+        # Of a bucket that wins where both stand alike, those at the place itself come before it too.
+        return sum(
+            (place * other + weight - (rival >= number)) // (2 * weight) for rival, other in enumerate(self._weights)
+        )
+
+    def _stands(self, number: int, own: int) -> int:
+        """Where a bucket's own step stands among all: exact, in units so small that different places stay different."""
+        return ((2 * own + 1) << 2 * max(self._weights).bit_length()) // self._weights[number]
+
+    @cached_property
+    def _weights(self) -> tuple[int, ...]:
+        """Whole numbers in proportion to the buckets' steps in a pass."""
+        return tuple(order.size if self.tail == "carry" else int(order.pass_steps) for order in self.orders)
 
 
 def evaluation_records(batch: int, *, batch_size: int, size: int) -> np.ndarray:

@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 from absl import flags
 
+from pcls.data.buckets import Bucket
 from pcls.data.crops import crop_draws
-from pcls.data.order import Order, evaluation_records
+from pcls.data.order import BucketedOrder, Order, evaluation_records
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.source import Source
 from pcls.errors import UserError
@@ -35,11 +37,13 @@ class Batch(NamedTuple):
     """A batch, or this process's rows of it: numpy arrays on the host, jax arrays on the devices.
 
     Attributes:
-      image: [batch, height, width, channels] uint8: a quarter of float32's bytes; normalised on the device.
+      image: [batch, height, width, channels] uint8: a quarter of float32's bytes; normalised on the device. A sequence
+        is a picture whose rows are its steps: [batch, steps, features, 1] float32, zero after its end.
       label: [batch] int32.
       weight: [batch] float32; 0 for padding and for records that could not be decoded.
       record: [batch] int32 record numbers; -1 for padding.
       epoch: [batch] int32; a record's augmentation is a function of the seed, this and its number.
+      length: [batch] int32, steps of each sequence that count; None: pictures.
     """
 
     image: Any
@@ -47,6 +51,7 @@ class Batch(NamedTuple):
     weight: Any
     record: Any
     epoch: Any
+    length: Any = None
 
 
 class Workers(NamedTuple):
@@ -65,11 +70,12 @@ class Update(NamedTuple):
     """What one update of the model takes.
 
     Attributes:
-      image_size: height and width of its images; 0: as the preprocessing says.
+      height, width: of its images; 0: as the preprocessing says. Of sequences the height is the padded length.
       batches: of the recipe's size, taken together.
     """
 
-    image_size: int = 0
+    height: int = 0
+    width: int = 0
     batches: int = 1
 
 
@@ -89,7 +95,7 @@ def training_batches(
     source: Source,
     preprocessing: Preprocessing,
     *,
-    order: Order,
+    order: Order | BucketedOrder,
     rows: Mapping[int, np.ndarray],
     random_crop: bool,
     steps: Sequence[int],
@@ -115,12 +121,13 @@ def training_batches(
     """
 
     def batch(step: int) -> Batch:
-        size, batches = update_at(step)
-        parts = [order.records_of_step(step + number) for number in range(batches)]
-        records, epochs = (np.concatenate(part)[rows[batches * order.batch_size]] for part in zip(*parts, strict=True))
-        draws = crop_draws(order.seed, epochs, _filled(records, order.size)) if random_crop else None
-        sized = replace(preprocessing, height=size, width=size) if size else preprocessing
-        return _read(source, sized, records, epochs, draws)
+        update = update_at(step)
+        parts = [order.records_of_step(step + number) for number in range(update.batches)]
+        own = rows[update.batches * order.batch_size]
+        records, epochs = (np.concatenate(part)[own] for part in zip(*parts, strict=True))
+        filled = _filled(records, partial(order.fillers, step))
+        draws = crop_draws(order.seed, epochs, filled) if random_crop else None
+        return _read(source, sized(preprocessing, update), records, filled, epochs, draws)
 
     try:
         with closing(_read_ahead(batch, steps, workers, warn)) as batches:
@@ -131,7 +138,7 @@ def training_batches(
             gc.collect()
 
 
-def training_places(order: Order, *, rows: np.ndarray, steps: range) -> Iterator[Places]:
+def training_places(order: Order | BucketedOrder, *, rows: np.ndarray, steps: Sequence[int]) -> Iterator[Places]:
     """The same batches without their images, for a set that lives on the devices."""
     for step in steps:
         records, epochs = order.records_of_step(step)
@@ -140,30 +147,64 @@ def training_places(order: Order, *, rows: np.ndarray, steps: range) -> Iterator
 
 @contextmanager
 def evaluation_batches(
-    source: Source, preprocessing: Preprocessing, *, batch_size: int, rows: np.ndarray, threads: int
+    source: Source,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    rows: np.ndarray,
+    threads: int,
+    buckets: Sequence[Bucket] = (),
 ) -> Iterator[Iterator[Batch]]:
-    """Streams every record once, in file order; the last batch is filled up with weight 0."""
+    """Streams every record once, in file order; the last batch is filled up with weight 0.
+
+    Args:
+      source, preprocessing: of the evaluation.
+      batch_size: of a global batch.
+      rows: of it that this process feeds.
+      threads: that read ahead; 0: none.
+      buckets: of sequences, one after the other, each in file order and with a last batch of its own; empty: all
+        records have one size.
+    """
+    parts = buckets or (Bucket(preprocessing.height, np.arange(len(source))),)
 
     def batch(index: int) -> Batch:
-        records = evaluation_records(index, batch_size=batch_size, size=len(source))[rows]
-        return _read(source, preprocessing, records, np.zeros_like(records), None)
+        number, own = places[index]
+        steps, records = parts[number].steps, parts[number].records
+        chosen = evaluation_records(own, batch_size=batch_size, size=len(records))[rows]
+        filled = records[_filled(chosen, lambda places: places % len(records))]
+        numbers = np.where(chosen < 0, -1, filled)
+        return _read(source, replace(preprocessing, height=steps), numbers, filled, np.zeros_like(numbers), None)
 
-    indices = range(-(-len(source) // batch_size))
-    with closing(_read_ahead(batch, indices, Workers(threads), None)) as batches:
+    places = [(number, own) for number, part in enumerate(parts) for own in range(-(-len(part.records) // batch_size))]
+    with closing(_read_ahead(batch, range(len(places)), Workers(threads), None)) as batches:
         yield batches
 
 
+def sized(preprocessing: Preprocessing, update: Update) -> Preprocessing:
+    """The preprocessing at the size that an update names."""
+    return replace(
+        preprocessing,
+        height=update.height or preprocessing.height,
+        width=update.width or preprocessing.width,
+    )
+
+
 def _read(
-    source: Source, preprocessing: Preprocessing, records: np.ndarray, epochs: np.ndarray, draws: np.ndarray | None
+    source: Source,
+    preprocessing: Preprocessing,
+    records: np.ndarray,
+    filled: np.ndarray,
+    epochs: np.ndarray,
+    draws: np.ndarray | None,
 ) -> Batch:
-    read = source.read(_filled(records, len(source)), preprocessing, draws)
+    read = source.read(filled, preprocessing, draws)
     weight = (read.decoded & (records >= 0)).astype(np.float32)
-    return Batch(read.images, read.labels, weight, records.astype(np.int32), epochs.astype(np.int32))
+    return Batch(read.images, read.labels, weight, records.astype(np.int32), epochs.astype(np.int32), read.lengths)
 
 
-def _filled(records: np.ndarray, size: int) -> np.ndarray:
+def _filled(records: np.ndarray, fillers: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """The records, and others where a step is filled up: they weigh nothing, but BatchNorm sees them as it sees all."""
-    return np.where(records < 0, np.arange(len(records)) * FILLER_DISTANCE % size, records)
+    return np.where(records < 0, fillers(np.arange(len(records)) * FILLER_DISTANCE), records)
 
 
 def _read_ahead(
@@ -177,7 +218,7 @@ def _read_ahead(
             for read in batches:
                 # Out of the memory that is shared with the process that read it: whoever keeps a batch, as jax may,
                 # would keep that from being given back at the end.
-                yield Batch(*map(np.array, read)) if workers.processes else read
+                yield Batch(*map(_copied, read)) if workers.processes else read
                 given += 1
             return
         except RuntimeError as error:
@@ -187,6 +228,10 @@ def _read_ahead(
             _tell_of_death(deaths, steps[given], workers, warn, error)
         finally:
             batches.close()
+
+
+def _copied(array: np.ndarray | None) -> np.ndarray | None:
+    return None if array is None else np.array(array)
 
 
 def _iterator(batch: Callable[[int], Batch], steps: Sequence[int], workers: Workers) -> Any:

@@ -39,7 +39,7 @@ def augmented_images(
     @jax.jit
     def change(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         """As the step does it, and back from normalised numbers to grey levels."""
-        image, label, weight, record, epoch = batch
+        image, label, weight, record, epoch, _ = batch
         keys = record_keys(jax.random.key(seed), epoch, record)
         dtype = jnp.dtype("float32")
         inputs, mixture = model_inputs(image, label, weight, keys, section, preprocessing, dtype)

@@ -1,4 +1,4 @@
-"""Prediction for image files and arrays, from a bundle alone."""
+"""Prediction for files and arrays of images or sequences, from a bundle alone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from PIL import Image
 
 from pcls.data.augment import normalise
 from pcls.data.decode import DecodeError, decode, fit
+from pcls.data.preprocessing import Preprocessing, SequenceFeatures
+from pcls.data.sources.audio import check_audio, log_mel
 from pcls.data.sources.folder import read_file
 from pcls.data.sources.source import Unreadable
+from pcls.errors import first_line
 from pcls.nn.module import Arrays
 from pcls.pretrained.bundle import Bundle
 
@@ -26,14 +29,14 @@ Picture = str | Path | np.ndarray
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image.
+    """The answer for one image or sequence.
 
     Attributes:
       path: of the file, or `#<place>` of an array.
-      label: the most probable class; empty where the image could not be read.
+      label: the most probable class; empty where the file could not be read.
       probability: of that class, 0 to 1.
       probabilities: of all classes, in the order of `Classifier.class_names`.
-      error: why the image could not be read; empty where it was.
+      error: why it could not be read; empty where it was.
     """
 
     path: str
@@ -50,21 +53,24 @@ class Classifier:
         self.class_names = bundle.class_names
         self.preprocessing = bundle.preprocessing
         definition, dtype = bundle.definition(), jnp.dtype(bundle.precision)
+        self._any_length = definition.takes_lengths
         self._params, self._stats = jax.device_put((dict(bundle.params), dict(bundle.stats)))
 
         @jax.jit
-        def probabilities(params: Arrays, stats: Arrays, images: jax.Array) -> jax.Array:
-            inputs = normalise(images, bundle.preprocessing, dtype)
-            return jax.nn.softmax(definition.apply(params, stats, inputs)[0].astype(jnp.float32))
+        def probabilities(params: Arrays, stats: Arrays, images: jax.Array, lengths: jax.Array | None) -> jax.Array:
+            inputs = normalise(images, bundle.preprocessing, dtype, lengths)
+            return jax.nn.softmax(definition.apply(params, stats, inputs, lengths=lengths)[0].astype(jnp.float32))
 
         self._probabilities = probabilities
 
     def predict(self, images: Picture | Iterable[Picture]) -> list[Prediction]:
-        """Classifies images, in their order.
+        """Classifies images or sequences, in their order.
 
         Args:
           images: paths of JPEG, PNG or WebP files, or arrays [height, width] or [height, width, 1 or 3] uint8; one or
-            many. An unreadable one gives a prediction with `error`; the others are not disturbed.
+            many. Of a model of sequences: arrays [steps, features], of numbers as it was trained with, and paths of WAV
+            files where it was trained with sound, else of NPY files. An unreadable one gives a prediction with `error`;
+            the others are not disturbed.
         """
         return list(self.stream([images] if isinstance(images, str | Path | np.ndarray) else images))
 
@@ -76,36 +82,100 @@ class Classifier:
             start += len(chunk)
 
     def _predict_batch(self, pictures: Sequence[Picture], start: int) -> Iterator[Prediction]:
-        shape = (BATCH_SIZE, self.preprocessing.height, self.preprocessing.width, self.preprocessing.channels)
-        # Always the same shape: one compilation, however many images there are.
-        pixels, errors = np.zeros(shape, np.uint8), [""] * len(pictures)
-        for index, picture in enumerate(pictures):
-            try:
-                pixels[index] = self._pixels(picture)
-            except DecodeError as error:
-                errors[index] = str(error)
-            except OSError as error:
-                errors[index] = error.strerror or str(error)
-        probabilities = np.asarray(self._probabilities(self._params, self._stats, pixels), np.float64)
-        for index, (picture, row) in enumerate(zip(pictures, probabilities, strict=False)):
+        read = [self._read(picture) for picture in pictures]
+        batch = _sequences if self.preprocessing.sequence else _pixels
+        images, lengths = batch([None if isinstance(one, str) else one for one in read], self.preprocessing)
+        probabilities = np.asarray(self._probabilities(self._params, self._stats, images, lengths), np.float64)
+        for index, (picture, one, row) in enumerate(zip(pictures, read, probabilities, strict=False)):
             path = f"#{start + index}" if isinstance(picture, np.ndarray) else str(picture)
-            if errors[index]:
-                yield Prediction(path, "", 0.0, (), errors[index])
+            if isinstance(one, str):
+                yield Prediction(path, "", 0.0, (), one)
             else:
                 best = int(row.argmax())
                 yield Prediction(path, self.class_names[best], float(row[best]), tuple(map(float, row)), "")
 
-    def _pixels(self, picture: Picture) -> np.ndarray:
-        if not isinstance(picture, np.ndarray):
-            data = read_file(str(picture), within=None)
-            if isinstance(data, Unreadable):
-                raise DecodeError(data.reason)
-            return decode(data, self.preprocessing)
-        if (
-            picture.dtype != np.uint8
-            or not picture.size
-            or picture.ndim not in (2, 3)
-            or (picture.ndim == 3 and picture.shape[2] not in (1, 3))
-        ):
-            raise DecodeError(f"{picture.dtype}{list(picture.shape)}; uint8 [height, width] or [height, width, 1 or 3]")
-        return fit(Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture), self.preprocessing)
+    def _read(self, picture: Picture) -> np.ndarray | str:
+        """What the file or array holds, or why it cannot be had."""
+        try:
+            if self.preprocessing.sequence is None:
+                return _picture(picture, self.preprocessing)
+            longest = None if self._any_length else self.preprocessing.height
+            return _sequence(picture, self.preprocessing.sequence, self.preprocessing.width, longest)
+        except DecodeError as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
+
+
+def _pixels(pictures: Sequence[np.ndarray | None], preprocessing: Preprocessing) -> tuple[np.ndarray, None]:
+    """A batch; always the same shape: one compilation, however many images there are."""
+    images = np.zeros((BATCH_SIZE, *preprocessing.shape), np.uint8)
+    for index, picture in enumerate(pictures):
+        if picture is not None:
+            images[index] = picture
+    return images, None
+
+
+def _sequences(sequences: Sequence[np.ndarray | None], preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    """A batch, and its lengths; padded as in training, longer ones to the next multiple of that."""
+    longest = max((len(sequence) for sequence in sequences if sequence is not None), default=1)
+    steps = -(-longest // preprocessing.height) * preprocessing.height
+    images = np.zeros((BATCH_SIZE, steps, preprocessing.width, 1), np.float32)
+    lengths = np.ones(BATCH_SIZE, np.int32)
+    for index, sequence in enumerate(sequences):
+        if sequence is not None:
+            images[index, : len(sequence), :, 0] = sequence
+            lengths[index] = len(sequence)
+    return images, lengths
+
+
+def _picture(picture: Picture, preprocessing: Preprocessing) -> np.ndarray:
+    """[height, width, channels] uint8; DecodeError where it cannot be had."""
+    if not isinstance(picture, np.ndarray):
+        return decode(_bytes(picture), preprocessing)
+    if (
+        picture.dtype != np.uint8
+        or not picture.size
+        or picture.ndim not in (2, 3)
+        or (picture.ndim == 3 and picture.shape[2] not in (1, 3))
+    ):
+        raise DecodeError(f"{picture.dtype}{list(picture.shape)}; uint8 [height, width] or [height, width, 1 or 3]")
+    return fit(Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture), preprocessing)
+
+
+def _sequence(picture: Picture, features: SequenceFeatures, width: int, longest: int | None) -> np.ndarray:
+    """[steps, width] float32; DecodeError where it cannot be had, or is longer than the model can see."""
+    if isinstance(picture, np.ndarray):
+        values = picture
+    elif features.kind == "log_mel":
+        check_audio(features)
+        values = log_mel(_bytes(picture), features)
+    else:
+        values = _npy(Path(picture))
+    if values.dtype.kind not in "fiu" or values.ndim != 2 or values.shape[1] != width or not len(values):
+        raise DecodeError(f"{values.dtype}{list(values.shape)}; numbers [steps, {width}] are needed")
+    if longest is not None and len(values) > longest:
+        raise DecodeError(f"{len(values):,} steps; the model sees {longest:,} at most")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise DecodeError("holds a value that is not finite")
+    return values
+
+
+def _npy(path: Path) -> np.ndarray:
+    # A pipe would be waited for without end.
+    if path.exists() and not path.is_file():
+        raise DecodeError("not a file")
+    try:
+        # Mapped: a header that claims more than the file holds is refused before memory is taken.
+        return np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError) as error:
+        raise DecodeError(f"no .npy file of NumPy ({first_line(error)})") from error
+
+
+def _bytes(path: str | Path) -> bytes:
+    data = read_file(str(path), within=None)
+    if isinstance(data, Unreadable):
+        raise DecodeError(data.reason)
+    return data

@@ -59,7 +59,9 @@ def make_evaluation_step(
     def evaluation_step(params: Arrays, stats: Arrays, batch: Batch) -> dict[str, Array]:
         """Sums over the batch, and the numbers of each row."""
         logits = mean_logits(
-            lambda images: model.apply(params, stats, images)[0], normalise(batch.image, preprocessing, dtype), tta
+            lambda images: model.apply(params, stats, images, lengths=batch.length)[0],
+            normalise(batch.image, preprocessing, dtype, batch.length),
+            tta,
         )
         log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
         own = jnp.take_along_axis(log_probabilities, batch.label[:, None], 1)

@@ -73,8 +73,9 @@ class Rnn28(nnx.Module):
         """[batch, height, width, channels] to [batch, classes] logits."""
         batch, steps = images.shape[:2]
         x = images.reshape(batch, steps, -1).swapaxes(0, 1)
-        arrays = (self.inputs.kernel, self.inputs.bias, self.recurrent)
-        kernel, bias, recurrent = (array[...].astype(x.dtype) for array in arrays)
+        assert self.inputs.bias is not None
+        arrays = (self.inputs.kernel[...], self.inputs.bias[...], self.recurrent[...])
+        kernel, bias, recurrent = (array.astype(x.dtype) for array in arrays)
         stream = Stream(x, kernel, bias, (recurrent,), zero_carry(self.cell, batch, len(recurrent)))
         ((outputs, _),) = sequential_scan(Scan(self.cell, (False,)), [stream])
         return self.head(outputs[-1])

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,8 +14,14 @@ from flax import nnx
 from pcls.errors import UserError
 from pcls.models.classic import Cnn28, irnn28, rnn28
 from pcls.models.convnext import convnext_tiny
+from pcls.models.crnn import Crnn
+from pcls.models.reading import Order
 from pcls.models.resnet import resnet18, resnet18_cifar, resnet50
+from pcls.models.rglru2d import rglru2d_s, rglru2d_tiny
+from pcls.models.sequence import LinearSequenceClassifier, SequenceClassifier
+from pcls.models.sequencer import sequencer2d_l, sequencer2d_m, sequencer2d_s
 from pcls.nn.module import ModelDef
+from pcls.nn.recurrent.linear_layers import LRU, RGLRU, MinGRU, MinLSTM
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,10 @@ class Entry:
       min_size: the smallest height and width in pixels.
       channels, classes: the customary ones, for which `pcls models list` counts parameters.
       fixed_size: weights depend on the image size.
-      options: of `dropout`, `drop_path` and `remat`, those that it has.
+      options: those of `define_model` that it has.
       stages: that `remat` speaks of.
+      reads: what `read` may be.
+      lengths: it takes sequences of several lengths, as images whose rows are steps.
     """
 
     description: str
@@ -42,11 +50,17 @@ class Entry:
     fixed_size: bool = False
     options: frozenset[str] = frozenset()
     stages: int = 0
+    reads: tuple[str, ...] = ()
+    lengths: bool = False
 
 
 _classic = partial(Entry, image_size=28, channels=1, classes=10, fixed_size=True)
 _staged = partial(Entry, channels=3, options=frozenset(("dropout", "drop_path", "remat")), stages=4)
 _imagenet = partial(_staged, image_size=224, min_size=32, classes=1000)
+_sequencer = partial(_imagenet, min_size=14)
+_SEQUENCE = frozenset(("read", "patch", "hidden", "layers", "bidirectional", "dropout"))
+_sequence = partial(_classic, min_size=1, options=_SEQUENCE, reads=get_args(Order), lengths=True)
+_stepwise = partial(_sequence, options=_SEQUENCE | {"truncate"})
 
 MODELS: dict[str, Entry] = {
     "cnn28": _classic("two convolutions and two dense layers", Cnn28, min_size=10, options=frozenset(("dropout",))),
@@ -58,6 +72,44 @@ MODELS: dict[str, Entry] = {
     ),
     "resnet50": _imagenet("residual network, 50 layers, bottlenecks (He et al. 2015)", resnet50),
     "convnext_tiny": _imagenet("ConvNeXt-T: depthwise 7 x 7, layer normalisation (Liu et al. 2022)", convnext_tiny),
+    "rnn": _stepwise(
+        "simple recurrent network (tanh) over rows, pixels, ... (Elman 1990)", partial(SequenceClassifier, "rnn")
+    ),
+    "irnn": _stepwise("the same with ReLU", partial(SequenceClassifier, "irnn")),
+    "gru": _stepwise(
+        "gated recurrent units over rows, pixels, ... (Cho et al. 2014)", partial(SequenceClassifier, "gru")
+    ),
+    "lstm": _stepwise(
+        "LSTM over rows, pixels, ... (Hochreiter & Schmidhuber 1997; Gers et al. 2000)",
+        partial(SequenceClassifier, "lstm"),
+    ),
+    "lru": _sequence(
+        "blocks of linear recurrent units and gated channels, over rows, pixels, ... (Orvieto et al. 2023)",
+        partial(LinearSequenceClassifier, LRU),
+    ),
+    "mingru": _sequence("the same with minGRU (Feng et al. 2024)", partial(LinearSequenceClassifier, MinGRU)),
+    "minlstm": _sequence("the same with minLSTM (Feng et al. 2024)", partial(LinearSequenceClassifier, MinLSTM)),
+    "rglru": _sequence("the same with RG-LRU (De et al. 2024)", partial(LinearSequenceClassifier, RGLRU)),
+    "crnn": _sequence(
+        "three convolutions and a bidirectional LSTM over time (Shi et al. 2015)",
+        Crnn,
+        options=frozenset(("read", "hidden", "layers", "dropout")),
+        reads=("rows", "columns"),
+    ),
+    "sequencer2d_s": _sequencer("Sequencer2D-S: LSTMs over both axes (Tatsunami & Taki 2022)", sequencer2d_s),
+    "sequencer2d_m": _sequencer("the same, 24 blocks", sequencer2d_m),
+    "sequencer2d_l": _sequencer("the same, 36 blocks", sequencer2d_l),
+    "rglru2d_s": _sequencer(
+        "Sequencer2D-S with RG-LRUs, linear recurrences, and gated channels (De et al. 2024)", rglru2d_s
+    ),
+    "rglru2d_tiny": _staged(
+        "the same, small, for images of 28 to 64 pixels",
+        rglru2d_tiny,
+        image_size=28,
+        min_size=4,
+        channels=1,
+        classes=10,
+    ),
 }
 
 
@@ -81,6 +133,12 @@ def define_model(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     remat: Sequence[str] = (),
+    read: str | None = None,
+    patch: int = 0,
+    hidden: int = 0,
+    layers: int = 0,
+    bidirectional: bool | None = None,
+    truncate: int = 0,
 ) -> ModelDef:
     """A model for images of a size, without its arrays.
 
@@ -90,9 +148,12 @@ def define_model(
       precision: type of the computation.
       dropout, drop_path: shares dropped in training; 0: none.
       remat: what each stage's blocks keep for the backward pass; empty: all that it needs.
+      read, patch: the order in which an image is read, and the size of patches; None, 0: as is customary for the model.
+      hidden, layers, bidirectional: sizes of recurrent layers; 0, None: the customary ones.
+      truncate: steps that gradients go back over; 0: all.
 
     Raises:
-      UserError: unknown name, images too small for it, or an option that it does not have.
+      UserError: unknown name, images too small for it, an option that it does not have, or one that it has not so.
     """
     entry = model_entry(name)
     if min(height, width) < entry.min_size:
@@ -100,12 +161,25 @@ def define_model(
             f"{name} needs images of {entry.min_size} x {entry.min_size} or more, and these are {height} x {width}; "
             f"set data.image_size, for example to {entry.image_size}"
         )
-    options = {key: value for key, value in (("dropout", dropout), ("drop_path", drop_path), ("remat", remat)) if value}
+    options = {
+        "dropout": dropout,
+        "drop_path": drop_path,
+        "remat": remat,
+        "read": read,
+        "patch": patch,
+        "hidden": hidden,
+        "layers": layers,
+        "bidirectional": bidirectional,
+        "truncate": truncate,
+    }
+    # `bidirectional: false` is a wish too, where a model is so by custom.
+    options = {key: value for key, value in options.items() if value or value is False}
     _check_options(name, entry, options)
     size = {"height": height, "width": width} if entry.fixed_size else {}
     dtype = jnp.dtype(precision)
     return ModelDef.of(
-        lambda rngs: entry.build(**size, **options, channels=channels, classes=classes, dtype=dtype, rngs=rngs)
+        lambda rngs: entry.build(**size, **options, channels=channels, classes=classes, dtype=dtype, rngs=rngs),
+        takes_lengths=entry.lengths,
     )
 
 
@@ -117,6 +191,8 @@ def _check_options(name: str, entry: Entry, options: dict[str, Any]) -> None:
     remat = options.get("remat")
     if remat and len(remat) != entry.stages:
         raise UserError(f"model.remat has {len(remat)} entries; {name} has {entry.stages} stages: write one for each")
+    if "read" in options and options["read"] not in entry.reads:
+        raise UserError(f"model.read is {options['read']!r}; {name} reads {' or '.join(entry.reads)}")
 
 
 def customary_model(name: str) -> ModelDef:

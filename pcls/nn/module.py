@@ -25,22 +25,24 @@ class ModelDef:
       graph: flax's graph definition.
       params, stats: paths to shapes and types of the trained parameters and the running statistics.
       build: makes the module from a key.
+      takes_lengths: whether it reads sequences of several lengths: called with `lengths=` too.
     """
 
     graph: Any
     params: Mapping[str, jax.ShapeDtypeStruct]
     stats: Mapping[str, jax.ShapeDtypeStruct]
     build: Callable[[Array], nnx.Module]
+    takes_lengths: bool = False
 
     @classmethod
-    def of(cls, build: Callable[[nnx.Rngs], nnx.Module]) -> ModelDef:
+    def of(cls, build: Callable[[nnx.Rngs], nnx.Module], *, takes_lengths: bool = False) -> ModelDef:
         """Traces the constructor for shapes; no array is made."""
 
         def from_key(key: Array) -> nnx.Module:
             return build(nnx.Rngs(key))
 
         graph, params, stats = _split(nnx.eval_shape(from_key, jax.random.key(0)))
-        return cls(graph, params, stats, from_key)
+        return cls(graph, params, stats, from_key, takes_lengths)
 
     def init(self, key: Array) -> tuple[Arrays, Arrays]:
         """Parameters and statistics; call it under jit with output shardings, so that they are born sharded."""
@@ -48,11 +50,23 @@ class ModelDef:
         return params, stats
 
     def apply(
-        self, params: Arrays, stats: Arrays, images: Array, training: TrainingPass | None = None
+        self,
+        params: Arrays,
+        stats: Arrays,
+        images: Array,
+        training: TrainingPass | None = None,
+        lengths: Array | None = None,
     ) -> tuple[Array, Arrays]:
-        """Logits [batch, classes], and the statistics: of this batch alone when training, else the given ones."""
+        """Logits [batch, classes], and the statistics: of this batch alone when training, else the given ones.
+
+        Args:
+          params, stats: by path.
+          images: [batch, height, width, channels].
+          training: None: prediction.
+          lengths: [batch] int32, rows of each image that count; a model that takes none sees all rows. None: all count.
+        """
         model = nnx.merge(self.graph, _nested(params), _nested(stats))
-        logits = model(images, training)
+        logits = model(images, training, lengths=lengths) if self.takes_lengths else model(images, training)
         return logits, _flat(nnx.state(model, nnx.BatchStat))
 
     @property

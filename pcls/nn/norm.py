@@ -47,17 +47,32 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones((features,), jnp.float32))
         self.eps = eps
 
-    def __call__(self, x: Array, training: TrainingPass | None = None) -> Array:
-        """[batch, ..., features] to the same shape and type."""
-        return affine(x, *self.coefficients(x, training))
+    def __call__(self, x: Array, training: TrainingPass | None = None, mask: Array | None = None) -> Array:
+        """Normalises.
 
-    def coefficients(self, x: Array, training: TrainingPass | None = None) -> tuple[Array, Array]:
+        Args:
+          x: [batch, ..., features].
+          training: None when predicting.
+          mask: bool, of a shape that goes with [batch, ...], the positions that count; None: all do. The others are
+            normalised too, but change no statistics.
+
+        Returns:
+          x's shape and type.
+        """
+        return affine(x, *self.coefficients(x, training, mask))
+
+    def coefficients(
+        self, x: Array, training: TrainingPass | None = None, mask: Array | None = None
+    ) -> tuple[Array, Array]:
         """Gain and shift that normalise x, [batch, ..., features]: two of [groups, features]."""
         if training is None:
             mean, var = self.mean[...][None], self.var[...][None]
-        else:
+        elif mask is None:
             mean, var = batch_moments(x, self.mean[...], _group_count(x, training))
-            self._keep(mean, var, x.size // x.shape[-1])
+            self._keep(mean, var, x.size // x.shape[-1] // mean.shape[0])
+        else:
+            mean, var, counts = masked_moments(x, self.mean[...], _group_count(x, training), mask)
+            self._keep(mean, var, counts)
         gain = self.scale[...] * lax.rsqrt(var + self.eps)
         return gain, self.bias[...] - mean * gain
 
@@ -74,13 +89,14 @@ class BatchNorm(nnx.Module):
         """
         groups = _group_count(x, training)
         y, mean, var = pointwise_batch_norm(x, kernel, self.scale[...], self.bias[...], groups, self.eps)
-        self._keep(mean, var, x.size // x.shape[-1])
+        self._keep(mean, var, x.size // x.shape[-1] // groups)
         return y
 
-    def _keep(self, mean: Array, var: Array, count: int) -> None:
-        per_group = count // mean.shape[0]
+    def _keep(self, mean: Array, var: Array, counts: int | Array) -> None:
+        """counts: positions of every group, one number or [groups, 1]."""
+        others = max(counts - 1, 1) if isinstance(counts, int) else jnp.maximum(counts - 1, 1)
         self.mean[...] = mean.mean(0)
-        self.var[...] = var.mean(0) * (per_group / max(per_group - 1, 1))
+        self.var[...] = (var * (counts / others)).mean(0)
 
 
 def _group_count(x: Array, training: TrainingPass) -> int:
@@ -107,6 +123,27 @@ def batch_moments(x: Array, near: Array, groups: int) -> tuple[Array, Array]:
     axes = tuple(range(1, distance.ndim - 1))
     mean = distance.mean(axes)
     return near + mean, jnp.maximum(jnp.square(distance).mean(axes) - jnp.square(mean), 0)
+
+
+def masked_moments(x: Array, near: Array, groups: int, mask: Array) -> tuple[Array, Array, Array]:
+    """`batch_moments` over the positions that count, and how many they are.
+
+    Args:
+      x: [batch, ..., channels].
+      near: [channels], numbers near the mean.
+      groups: runs of consecutive examples.
+      mask: bool, of a shape that goes with [batch, ...].
+
+    Returns:
+      two of [groups, channels], and [groups, 1]. A group of which nothing counts has the mean `near` and no variance.
+    """
+    near = lax.stop_gradient(near)
+    counted = _grouped(jnp.broadcast_to(mask, x.shape[:-1]), groups)[..., None]
+    distance = jnp.where(counted, _grouped(x, groups).astype(jnp.float32) - near, 0)
+    axes = tuple(range(1, distance.ndim - 1))
+    counts = counted.sum(axes, dtype=jnp.float32)
+    mean, square = (array.sum(axes) / jnp.maximum(counts, 1) for array in (distance, jnp.square(distance)))
+    return near + mean, jnp.maximum(square - jnp.square(mean), 0), counts
 
 
 def affine(x: Array, gain: Array, shift: Array) -> Array:

@@ -166,8 +166,9 @@ def compiled_step(program: Program, records: int) -> Any:
     batch = program.batch_shapes
     sharding = replicated(program.mesh)
     images = Images(
-        jax.ShapeDtypeStruct((records, *batch.image.shape[1:]), jnp.uint8, sharding=sharding),
+        jax.ShapeDtypeStruct((records, *batch.image.shape[1:]), batch.image.dtype, sharding=sharding),
         jax.ShapeDtypeStruct((records,), jnp.int32, sharding=sharding),
+        batch.length and jax.ShapeDtypeStruct((records,), jnp.int32, sharding=sharding),
     )
     return program.resident_step().lower(program.state_shapes, program.place_shapes, images).compile()
 

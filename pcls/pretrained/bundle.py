@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from pcls.config.schema import ModelSection
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.models.registry import define_model
@@ -35,6 +36,7 @@ class Bundle:
       params, stats: path to array.
       metrics: of its last evaluation.
       path: where it was loaded from.
+      options: of `define_model`, where the architecture is not the model's customary one.
     """
 
     model: str
@@ -45,6 +47,7 @@ class Bundle:
     stats: Mapping[str, np.ndarray]
     metrics: Mapping[str, float]
     path: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def definition(self, classes: int | None = None) -> ModelDef:
         """The model without its arrays, with as many classes as its own or as given."""
@@ -55,6 +58,7 @@ class Bundle:
             channels=self.preprocessing.channels,
             classes=len(self.class_names) if classes is None else classes,
             precision=self.precision,
+            **self.options,
         )
 
 
@@ -70,6 +74,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         facts = {
             "format": FORMAT,
             "model": bundle.model,
+            "options": dict(bundle.options),
             "class_names": list(bundle.class_names),
             "preprocessing": bundle.preprocessing.to_json(),
             "precision": bundle.precision,
@@ -110,6 +115,8 @@ def load_bundle(folder: Path) -> Bundle:
             stats={},
             metrics=dict(facts["metrics"]),
             path=folder,
+            # Validated as a recipe's: a key of a newer version is told as damage here, not as a bug later.
+            options=ModelSection.model_validate({"name": facts["model"], **facts.get("options", {})}).architecture,
         )
         digest = facts["weights_sha256"]
     except (ValueError, KeyError, TypeError) as error:

@@ -64,6 +64,7 @@ class Evaluator:
             batch_size=size,
             rows=setup.rows(size),
             threads=0 if setup.dataset.in_memory else setup.recipe.data.workers or usable_cores(),
+            buckets=setup.dataset.evaluation_buckets,
         ) as batches:
             for batch in batches:
                 yield self._step(params, stats, place(batch, setup.batch_sharding, size))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pcls.config import Recipe, flat_recipe
-from pcls.data.dataset import Dataset, open_dataset
+from pcls.data.dataset import Dataset
+from pcls.data.preprocessing import Preprocessing
 from pcls.evaluation.count import Predictions
 from pcls.evaluation.report import MAX_MISTAKES, Mistake, RunReport, write
 from pcls.models.registry import define_model, model_entry
 from pcls.observe.sinks import read_metrics
 from pcls.run.evaluate import evaluate_run, read_evaluation, saved_preprocessing
 from pcls.run.folder import RunFolder
+from pcls.run.setup import open_data
 
 
 def report_run(path: str | Path) -> Path:
@@ -37,7 +39,7 @@ def run_report(path: str | Path) -> RunReport:
         kept = read_evaluation(folder)
         assert kept is not None
     evaluation, predictions = kept
-    dataset = open_dataset(recipe.data, saved_preprocessing(folder))
+    dataset = open_data(recipe, saved_preprocessing(folder))
     status = {"status": "unfinished", "step": 0} | folder.status()
     return RunReport(
         title=folder.path.resolve().name,
@@ -56,7 +58,10 @@ def mistakes(dataset: Dataset, predictions: Predictions) -> list[Mistake]:
     if not len(chosen):
         return []
     records = predictions.records[chosen]
-    images = dataset.evaluation.read(records, dataset.preprocessing, None).images
+    read = dataset.evaluation.read(records, dataset.preprocessing, None)
+    images: Iterable[np.ndarray] = read.images
+    if read.lengths is not None:
+        images = [picture_of(*one, dataset.preprocessing) for one in zip(read.images, read.lengths, strict=True)]
     return [
         Mistake(
             thumbnail=image,
@@ -69,6 +74,22 @@ def mistakes(dataset: Dataset, predictions: Predictions) -> list[Mistake]:
     ]
 
 
+def picture_of(sequence: np.ndarray, length: int, preprocessing: Preprocessing) -> np.ndarray:
+    """A sequence as a picture: time to the right, the first feature at the bottom, grey levels of 3 deviations.
+
+    Args:
+      sequence: [steps, features, 1] float32.
+      length: steps that count.
+      preprocessing: of the sequences.
+
+    Returns:
+      [features, length, 1] uint8.
+    """
+    mean, std = (np.asarray(values)[:, None] for values in (preprocessing.mean, preprocessing.std))
+    levels = ((sequence[:length] - mean) / std * (1 / 6) + 0.5) * 255
+    return levels.clip(0, 255).astype(np.uint8).swapaxes(0, 1)[::-1]
+
+
 def facts(folder: RunFolder, recipe: Recipe, dataset: Dataset) -> dict[str, Mapping[str, str]]:
     """What the run worked with: data, model, environment, recipe."""
     preprocessing = dataset.preprocessing
@@ -78,14 +99,16 @@ def facts(folder: RunFolder, recipe: Recipe, dataset: Dataset) -> dict[str, Mapp
         width=preprocessing.width,
         channels=preprocessing.channels,
         classes=len(dataset.class_names),
+        **recipe.model.options,
     )
+    records = "sequences" if dataset.padded else "images"
     environment: dict[str, Any] = folder.read_json("environment.json") or {}
     packages = environment.pop("packages", {})
     return {
         "Data": {
             "source": f"{recipe.data.source} {recipe.data.path}".strip(),
-            "training images": f"{len(dataset.train):,}",
-            "evaluation images": f"{len(dataset.evaluation):,}",
+            f"training {records}": f"{len(dataset.train):,}",
+            f"evaluation {records}": f"{len(dataset.evaluation):,}",
             "classes": f"{len(dataset.class_names):,}",
             "size": f"{preprocessing.height} x {preprocessing.width} x {preprocessing.channels}",
             "mean": ", ".join(f"{value:.4f}" for value in preprocessing.mean),

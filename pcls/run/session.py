@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax
 from pcls.checkpoint.store import CheckpointStore
 from pcls.config.load import flat_recipe
 from pcls.data.dataset import Dataset
-from pcls.data.order import Order
+from pcls.data.order import BucketedOrder, Order
 from pcls.data.pipeline import Batch, Places, Update, Workers, training_batches, training_places
 from pcls.data.workers import measure_threads
 from pcls.errors import RestartRequested, UserError
@@ -36,8 +36,8 @@ from pcls.run.setup import Setup, images_on_devices
 from pcls.run.signals import stop_requests
 from pcls.training.loop import Meter, Step, train_loop
 from pcls.training.program import Program
-from pcls.training.progressive import SizedStep, phase_at, programs_from, update_at, updates_from
 from pcls.training.recalibration import mean_statistics
+from pcls.training.sizes import SizedStep
 from pcls.training.state import TrainState
 from pcls.training.tables import state_text, write_parameter_table
 
@@ -137,7 +137,9 @@ class Session:
         del row["eta"]
         row["lr"] = self._rate_before(row["step"])
         if self._image_share_of_peak is not None:
-            row["mfu"] = row["images_per_second"] * self._image_share_of_peak * self._relative_area(row["step"])
+            row["mfu"] = (
+                row["images_per_second"] * self._image_share_of_peak * self._setup.sizes.relative_area(row["step"])
+            )
         self._write(row)
 
     def finish(self, state: TrainState) -> TrainState:
@@ -184,6 +186,8 @@ class Session:
             self._sinks.append(Wandb(recipe.observe.wandb, self._folder.path, flat_recipe(recipe)))
         write_parameter_table(self._setup, self._folder.path / "parameters.csv")
         self._say(headline(self._setup, self._folder, first))
+        for notice in self._setup.dataset.notices:
+            self._say(notice)
         if self._setup.mesh.size > 1:
             self._say(state_text(self._setup))
 
@@ -203,7 +207,7 @@ class Session:
     def _steps(self, first: int) -> tuple[Step, Step]:
         """The compiled steps, for one batch and for several."""
         setup = self._setup
-        if setup.recipe.data.progressive:
+        if len(setup.sizes.programs_from(0)) > 1:
             return self._sized_step(first), setup.train_steps()
         if not setup.recipe.data.on_device:
             return setup.train_step(), setup.train_steps()
@@ -213,66 +217,52 @@ class Session:
 
     def _sized_step(self, first: int) -> SizedStep:
         setup = self._setup
-        step = SizedStep(setup.train_step_of, programs_from(setup.phases, first), setup.plan.batch_size)
+        step = SizedStep(setup.train_step_of, setup.sizes.programs_from(first), setup.plan.batch_size)
         self._at_end.callback(step.close)
         return step
 
     def _batches(self, first: int) -> AbstractContextManager[Iterator[Any]]:
         """From a step on: images, or places of a set that lives on the devices."""
         setup = self._setup
-        if setup.phases:
-            return self._host_batches(updates_from(setup.phases, first))
-        steps = range(first, setup.plan.steps)
+        steps = setup.sizes.updates_from(first)
         if not setup.recipe.data.on_device:
             return self._host_batches(steps)
         return nullcontext(training_places(setup.order, rows=self._rows, steps=steps))
 
     def _host_batches(self, steps: Sequence[int]) -> AbstractContextManager[Iterator[Batch]]:
         setup, dataset = self._setup, self._setup.dataset
-        kinds = (Update(), *programs_from(setup.phases, steps[0] if len(steps) else 0))
+        kinds = (Update(), *setup.sizes.programs_from(steps[0] if len(steps) else 0))
         sizes = {setup.plan.batch_size * update.batches for update in kinds}
         return training_batches(
             dataset.train,
             dataset.preprocessing,
             order=setup.order,
             rows={size: setup.rows(size) for size in sizes},
-            random_crop=setup.recipe.data.train_crop != "center",
+            random_crop=setup.random_crop,
             steps=steps,
             workers=self._workers,
             # Sent to other processes: it must not hold the session.
-            update_at=partial(update_at, setup.phases),
+            update_at=setup.sizes.update_at,
             warn=self._say,
         )
 
     @cached_property
     def _workers(self) -> Workers:
         """Who reads; where the recipe leaves it open, a measurement decides."""
-        data, dataset = self._setup.recipe.data, self._setup.dataset
+        setup, data, dataset = self._setup, self._setup.recipe.data, self._setup.dataset
         if dataset.in_memory:
             return Workers(threads=0)
         if data.workers or data.processes:
             return Workers(data.workers or 1, data.processes)
-        random_crop = data.train_crop != "center"
-        measured = measure_threads(dataset.train, dataset.preprocessing, random_crop=random_crop)
+        measured = measure_threads(dataset.train, dataset.preprocessing, random_crop=setup.random_crop)
         self._say(str(measured))
         return Workers(measured.threads)
 
     def _rate_before(self, step: int) -> float:
         """The rate of the update that ended at a step."""
-        setup = self._setup
-        if not setup.phases:
-            return float(setup.schedule(step - 1))
-        phase = phase_at(setup.phases, step - 1)
-        first = step - 1 - (step - 1 - phase.start) % phase.batches
-        grown = phase.update_at(first).batches if setup.recipe.optimizer.lr_per_256 else 1
+        setup, first = self._setup, self._setup.sizes.began(step)
+        grown = setup.sizes.update_at(first).batches if setup.recipe.optimizer.lr_per_256 else 1
         return float(setup.schedule(first)) * grown
-
-    def _relative_area(self, step: int) -> float:
-        """The area of a finished step's images to that of the largest: what their convolutions cost."""
-        if not self._setup.phases:
-            return 1.0
-        size = phase_at(self._setup.phases, step - 1).image_size
-        return (size / self._setup.batch_shapes.image.shape[1]) ** 2
 
     def _deliver(self, state: TrainState) -> Run:
         """Writes the bundle and the last evaluation."""
@@ -292,6 +282,7 @@ class Session:
                     params=params,
                     stats=stats,
                     metrics=evaluation.summary(),
+                    options=self._setup.recipe.model.architecture,
                 ),
                 self._folder.bundle,
             )
@@ -317,20 +308,28 @@ def image_share_of_peak(program: Program) -> float | None:
 def headline(setup: Setup, folder: RunFolder, first: int) -> str:
     """One line before the first step: model, data, devices, length."""
     dataset = setup.dataset
-    size = f"{dataset.preprocessing.height} x {dataset.preprocessing.width} x {dataset.preprocessing.channels}"
     start = f"from step {first:,} to" if first else "for"
     return (
         f"{folder.path}: {setup.recipe.model.name} ({setup.model.parameter_count:,} parameters) on "
-        f"{len(dataset.train):,} images {size}, {len(dataset.class_names)} classes, "
+        f"{records_text(dataset)}, {len(dataset.class_names)} classes, "
         f"{len(dataset.evaluation):,} held out; {describe_devices(jax.devices())}; "
         f"{start} {setup.plan.steps:,} steps of {setup.plan.batch_size}{_tail(setup.order)}"
     )
 
 
-def _tail(order: Order) -> str:
+def records_text(dataset: Dataset) -> str:
+    """`1,438 images 8 x 8 x 1`, or `270 sequences of up to 29 steps x 12, padded to 15, 29`."""
+    image, count = dataset.preprocessing, len(dataset.train)
+    if not dataset.padded:
+        return f"{count:,} images {image.height} x {image.width} x {image.channels}"
+    several = f", padded to {', '.join(map(str, dataset.padded))}" if len(dataset.padded) > 1 else ""
+    return f"{count:,} sequences of up to {image.height:,} steps x {image.width}{several}"
+
+
+def _tail(order: Order | BucketedOrder) -> str:
     """What becomes of records that fill no step, where it is not just carried over."""
     if order.dropped:
-        return f", dropping {order.dropped:,} images of each pass"
+        return f", dropping {order.dropped:,} records of each pass"
     return ", filling up the last step of each pass" if order.tail == "pad" else ""
 
 
@@ -358,12 +357,14 @@ class Undecodable:
 
     def _tell(self, record: int) -> None:
         source, size = self._dataset.train, len(self._dataset.train)
+        what = "sequences" if self._dataset.padded else "images"
         text = (
             f"{source.name(record)} {source.failure(record, self._dataset.preprocessing)}; "
-            f"{len(self._seen):,} of {size:,} images skipped, limit {self._limit:.2%}"
+            f"{len(self._seen):,} of {size:,} {what} skipped, limit {self._limit:.2%}"
         )
         if len(self._seen) > self._limit * size:
+            ways = "" if self._dataset.padded else "pcls data doctor finds all: "
             raise UserError(
-                f"{text} (data.max_undecodable); pcls data doctor finds all: mend or list them, or raise the limit"
+                f"{text} (data.max_undecodable); {ways}mend them, list them in data.quarantine, or raise the limit"
             )
         self._say(text)

@@ -11,6 +11,7 @@ from pcls.config import Recipe
 from pcls.data.dataset import Dataset, open_dataset
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
+from pcls.models.registry import model_entry
 from pcls.parallel.mesh import replicated
 from pcls.parallel.processes import everywhere
 from pcls.training.program import Program, make_program
@@ -23,6 +24,11 @@ class Setup(Program):
 
     dataset: Dataset
 
+    @property
+    def random_crop(self) -> bool:
+        """Whether files are cut anew each epoch."""
+        return self.recipe.data.train_crop != "center" and self.preprocessing.sequence is None
+
 
 def prepare(recipe: Recipe, preprocessing: Preprocessing | None = None) -> Setup:
     """Opens the data and checks that recipe, data, model and devices fit together.
@@ -34,10 +40,36 @@ def prepare(recipe: Recipe, preprocessing: Preprocessing | None = None) -> Setup
     Raises:
       UserError: one line that says what does not fit.
     """
-    dataset = open_dataset(recipe.data, preprocessing)
-    classes, records = len(dataset.class_names), len(dataset.train)
-    program = make_program(recipe, dataset.preprocessing, classes=classes, records=records)
+    dataset = open_data(recipe, preprocessing)
+    program = make_program(
+        recipe,
+        dataset.preprocessing,
+        classes=len(dataset.class_names),
+        records=len(dataset.train),
+        # One bucket is nothing but the longest length.
+        buckets=dataset.train_buckets if len(dataset.padded) > 1 else (),
+    )
     return Setup(**vars(program), dataset=dataset)
+
+
+def open_data(recipe: Recipe, preprocessing: Preprocessing | None) -> Dataset:
+    """The recipe's data, as `open_dataset` gives them to its model.
+
+    A model that sees all sequences at one length sees them at that of its pretrained weights.
+
+    Raises:
+      UserError: sequences that are longer, and what `open_dataset` says.
+    """
+    dataset = open_dataset(recipe.data, preprocessing)
+    if preprocessing is None or not dataset.padded or model_entry(recipe.model.name).lengths:
+        return dataset
+    steps, longest, model = preprocessing.height, dataset.preprocessing.height, recipe.model.name
+    if longest > steps:
+        raise UserError(
+            f"the weights of {model} see sequences of {steps:,} steps, and the longest here has {longest:,}; leave it "
+            "out by data.quarantine, or choose a model that takes lengths, such as lstm"
+        )
+    return dataset.padded_to(steps)
 
 
 def images_on_devices(setup: Setup) -> Images:
@@ -47,13 +79,13 @@ def images_on_devices(setup: Setup) -> Images:
       UserError: files that are cut anew each epoch, images that cannot be decoded, or more than the memory holds.
     """
     dataset, size = setup.dataset, len(setup.dataset.train)
-    if not dataset.in_memory and setup.recipe.data.train_crop != "center":
+    if setup.random_crop and not dataset.in_memory:
         raise UserError(
             "data.on_device keeps each image once, and data.train_crop=random cuts it anew each epoch; "
             "write data.train_crop=center, or data.on_device=false"
         )
     image = setup.preprocessing
-    needed = size * image.height * image.width * image.channels
+    needed = size * image.height * image.width * image.channels * (1 if image.sequence is None else 4)
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if memory and needed > memory // 2:
         raise UserError(
@@ -67,4 +99,4 @@ def images_on_devices(setup: Setup) -> Images:
             f"{dataset.train.name(bad)} {dataset.train.failure(bad, image)}; data.on_device needs every image; "
             "mend or remove the file"
         )
-    return everywhere(Images(records.images, records.labels), replicated(setup.mesh))
+    return everywhere(Images(records.images, records.labels, records.lengths), replicated(setup.mesh))

@@ -17,8 +17,9 @@ from jax.sharding import PartitionSpec as P
 
 from pcls.config.schema import MeshSection, Recipe
 from pcls.data.augment import PAIR
-from pcls.data.order import Order
-from pcls.data.pipeline import Batch, Places, Update
+from pcls.data.buckets import Bucket
+from pcls.data.order import BucketedOrder, Order
+from pcls.data.pipeline import Batch, Places, Update, sized
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.models.registry import define_model
@@ -38,10 +39,11 @@ from pcls.parallel.mesh import (
 from pcls.parallel.rules import PRESETS, Layout, Rule, matched_rules, spec
 from pcls.training.loop import Plan
 from pcls.training.optimizers import make_optimizer
-from pcls.training.progressive import Phase, check_progressive, largest_update, phases_of, update_at
+from pcls.training.progressive import Phases, check_progressive, phases_of
 from pcls.training.recalibration import make_statistics_step
 from pcls.training.resident import resident_step, resident_steps
 from pcls.training.schedules import learning_rate
+from pcls.training.sizes import BucketSizes, Sizes
 from pcls.training.state import TrainState, init_state, state_of
 from pcls.training.step import Metrics, TrainStep, make_train_step
 
@@ -64,7 +66,7 @@ class Program:
       model, schedule, optimizer: of the recipe.
       training: what BatchNorm normalises over.
       order: of the training records.
-      phases: of progressive training; empty without it.
+      sizes: of the batches of each update.
       plan: how long, how often what.
     """
 
@@ -77,8 +79,8 @@ class Program:
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     training: TrainingPass
-    order: Order
-    phases: tuple[Phase, ...]
+    order: Order | BucketedOrder
+    sizes: Sizes
     plan: Plan
 
     @cached_property
@@ -108,19 +110,20 @@ class Program:
     @cached_property
     def batch_shapes(self) -> Batch:
         """Shape, type and sharding of a training batch, of the largest that occurs."""
-        return self._batch_shapes(largest_update(self.phases) if self.phases else Update())
+        return self._batch_shapes(self.sizes.largest)
 
     def _batch_shapes(self, update: Update) -> Batch:
-        images = self.plan.batch_size * update.batches
-        height, width = (update.image_size or side for side in (self.preprocessing.height, self.preprocessing.width))
+        images, sequences = self.plan.batch_size * update.batches, self.preprocessing.sequence is not None
+        image = sized(self.preprocessing, update).shape
         shapes = Batch(
-            image=((images, height, width, self.preprocessing.channels), jnp.uint8),
+            image=((images, *image), jnp.float32 if sequences else jnp.uint8),
             label=((images,), jnp.int32),
             weight=((images,), jnp.float32),
             record=((images,), jnp.int32),
             epoch=((images,), jnp.int32),
+            length=((images,), jnp.int32) if sequences else None,
         )
-        return Batch(*(jax.ShapeDtypeStruct(*shape, sharding=self.batch_sharding) for shape in shapes))
+        return Batch(*(shape and jax.ShapeDtypeStruct(*shape, sharding=self.batch_sharding) for shape in shapes))
 
     @property
     def place_shapes(self) -> Places:
@@ -253,6 +256,7 @@ def make_program(
     *,
     classes: int,
     records: int,
+    buckets: Sequence[Bucket] = (),
     devices: Sequence[jax.Device] | None = None,
 ) -> Program:
     """Checks that recipe, images and devices fit together.
@@ -261,6 +265,7 @@ def make_program(
       recipe: validated by itself.
       preprocessing: size and statistics of the images.
       classes, records: of the training set.
+      buckets: its sequences by padded length; empty: pictures, or sequences that are all padded to the longest.
       devices: to compile for; None: all of all processes.
 
     Raises:
@@ -276,22 +281,19 @@ def make_program(
         channels=preprocessing.channels,
         classes=classes,
         precision=recipe.train.precision,
-        dropout=recipe.model.dropout,
-        drop_path=recipe.model.drop_path,
-        remat=recipe.model.remat,
+        **recipe.model.options,
     )
-    order = training_order(recipe, records)
+    if preprocessing.sequence is not None:
+        check_sequences(recipe, takes_lengths=model.takes_lengths)
+    order = training_order(recipe, records, buckets)
     check_progressive(recipe.data, recipe.model.name, order.epoch_steps)
     training = normalisation(recipe, shard_count(mesh), normalises=bool(model.stats))
     check_augmentation(recipe, shard_count(mesh), preprocessing.channels)
     layout = chosen_layout(recipe.mesh)
-    image_bytes = preprocessing.height * preprocessing.width * preprocessing.channels
+    image_bytes = math.prod(preprocessing.shape) * (1 if preprocessing.sequence is None else 4)
     plan = make_plan(recipe, order, image_bytes=image_bytes, platform=mesh.devices.flat[0].platform)
-    phases: tuple[Phase, ...] = ()
-    if recipe.data.progressive:
-        phases = phases_of(recipe.data, plan.steps, plan.epoch_steps, preprocessing.height)
-        _check_growing_batches(recipe, phases)
-        plan = replace(plan, batches_at=lambda step: update_at(phases, step).batches)
+    sizes = _sizes(recipe, preprocessing, order, plan)
+    plan = replace(plan, batches_at=lambda step: sizes.update_at(step).batches)
     schedule = learning_rate(
         recipe.optimizer, steps=plan.steps, epoch_steps=plan.epoch_steps, batch_size=plan.batch_size
     )
@@ -306,13 +308,34 @@ def make_program(
         optimizer=make_optimizer(recipe.optimizer, schedule, model.params),
         training=training,
         order=order,
-        phases=phases,
+        sizes=sizes,
         plan=plan,
     )
 
 
-def _check_growing_batches(recipe: Recipe, phases: Sequence[Phase]) -> None:
-    if recipe.batch_norm.over == "per_shard" and any(phase.batches > 1 for phase in phases):
+def check_sequences(recipe: Recipe, *, takes_lengths: bool) -> None:
+    """UserError where the model cannot take the sequences as the recipe gives them."""
+    if recipe.data.buckets > 1 and not takes_lengths:
+        raise UserError(
+            f"data.buckets is {recipe.data.buckets}, and {recipe.model.name} sees pictures of one size: it takes no "
+            "lengths; leave it out, or choose a model that does, such as lstm"
+        )
+    if recipe.model.read not in (None, "rows"):
+        raise UserError(
+            f"model.read is {recipe.model.read!r}, and sequences are read by rows, their steps; leave it out"
+        )
+
+
+def _sizes(recipe: Recipe, preprocessing: Preprocessing, order: Order | BucketedOrder, plan: Plan) -> Sizes:
+    if isinstance(order, BucketedOrder):
+        return BucketSizes(order, preprocessing.width, plan.steps)
+    phases = phases_of(recipe.data, plan.steps, plan.epoch_steps, (preprocessing.height, preprocessing.width))
+    _check_growing_batches(recipe, phases)
+    return phases
+
+
+def _check_growing_batches(recipe: Recipe, phases: Phases) -> None:
+    if recipe.batch_norm.over == "per_shard" and any(phase.batches > 1 for phase in phases.phases):
         raise UserError(
             "data.progressive: batches has no meaning with batch_norm.over=per_shard, whose groups would grow with it; "
             "write batch_norm.over=groups"
@@ -361,19 +384,40 @@ def normalisation(recipe: Recipe, shards: int, *, normalises: bool) -> TrainingP
     return TrainingPass(group_size=group_size, group_a_device=group_size in (None, rows))
 
 
-def training_order(recipe: Recipe, records: int) -> Order:
+def training_order(recipe: Recipe, records: int, buckets: Sequence[Bucket] = ()) -> Order | BucketedOrder:
     """The order in which a recipe trains on so many records.
+
+    Args:
+      recipe: resolved.
+      records: of the training set.
+      buckets: its sequences by padded length; empty: all records are alike.
 
     Raises:
       UserError: a step would take more than there are, and the tail is dropped.
     """
     data, batch_size = recipe.data, recipe.train.batch_size
+    if buckets:
+        return _bucketed_order(recipe, buckets)
     order = Order(records, batch_size, recipe.train.seed, data.tail, data.repeats)
     if not order.pass_steps:
         raise UserError(
             f"data.tail=drop leaves no step: one takes {order.records_a_step:,} images and there are {records:,}; "
             "lower train.batch_size, or write data.tail=carry"
         )
+    return order
+
+
+def _bucketed_order(recipe: Recipe, buckets: Sequence[Bucket]) -> BucketedOrder:
+    order = BucketedOrder(
+        tuple(buckets), recipe.train.batch_size, recipe.train.seed, recipe.data.tail, recipe.data.repeats
+    )
+    for bucket, own in zip(buckets, order.orders, strict=True):
+        if not own.pass_steps:
+            raise UserError(
+                f"data.tail=drop would leave out all {own.size:,} sequences that are padded to {bucket.steps:,} steps: "
+                f"a batch takes {own.records_a_step:,} of one length; lower train.batch_size or data.buckets, or "
+                "write data.tail=carry"
+            )
     return order
 
 
@@ -399,7 +443,7 @@ def check_augmentation(recipe: Recipe, shards: int, channels: int) -> None:
         raise UserError(f"augment.{key} has no effect on images of one channel; leave it out, or write data.channels=3")
 
 
-def make_plan(recipe: Recipe, order: Order, *, image_bytes: int, platform: str) -> Plan:
+def make_plan(recipe: Recipe, order: Order | BucketedOrder, *, image_bytes: int, platform: str) -> Plan:
     """The recipe's durations in steps.
 
     Args:
@@ -420,7 +464,7 @@ def make_plan(recipe: Recipe, order: Order, *, image_bytes: int, platform: str) 
     )
     batch_bytes = 8 * plan.batch_size if recipe.data.on_device else image_bytes * plan.batch_size
     # Batches of several sizes cannot be stacked.
-    single = platform == "cpu" or recipe.data.progressive
+    single = platform == "cpu" or recipe.data.progressive or recipe.data.buckets > 1
     at_once = recipe.train.steps_per_dispatch or (1 if single else steps_that_fit(plan, batch_bytes))
     return replace(plan, at_once=at_once)
 

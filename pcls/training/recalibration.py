@@ -32,9 +32,11 @@ def make_statistics_step(
         keys = record_keys(jax.random.wrap_key_data(key), batch.epoch, batch.record)
         # Neither mixed nor erased: the statistics are for predictions, which see whole images; the mean of two images
         # varies less than each of them.
-        images = augment(batch.image, keys, recipe.augment, mean_colour(preprocessing))
-        images = normalise(images, preprocessing, jnp.dtype(recipe.train.precision))
-        return model.apply(params, stats, images, training)[1]
+        images = batch.image
+        if batch.length is None:
+            images = augment(images, keys, recipe.augment, mean_colour(preprocessing))
+        images = normalise(images, preprocessing, jnp.dtype(recipe.train.precision), batch.length)
+        return model.apply(params, stats, images, training, batch.length)[1]
 
     return statistics_step
 

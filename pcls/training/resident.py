@@ -17,12 +17,14 @@ class Images(NamedTuple):
     """A whole set; numpy arrays on the host, jax arrays on the devices.
 
     Attributes:
-      image: [records, height, width, channels] uint8.
+      image: [records, height, width, channels] uint8, or [records, steps, features, 1] float32.
       label: [records] int32.
+      length: [records] int32, steps of sequences that count; None: pictures.
     """
 
     image: Any
     label: Any
+    length: Any = None
 
 
 ResidentStep = Callable[[TrainState, Places, Images], tuple[TrainState, Metrics]]
@@ -33,8 +35,8 @@ def resident_step(step: TrainStep) -> ResidentStep:
 
     def look_up_and_train(state: TrainState, places: Places, images: Images) -> tuple[TrainState, Metrics]:
         weight = (places.record >= 0).astype(jnp.float32)
-        batch = Batch(images.image[places.record], images.label[places.record], weight, places.record, places.epoch)
-        return step(state, batch)
+        image, label, length = jax.tree.map(lambda whole: whole[places.record], images)
+        return step(state, Batch(image, label, weight, places.record, places.epoch, length))
 
     return look_up_and_train
 

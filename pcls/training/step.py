@@ -73,10 +73,10 @@ def make_train_step(
     def summed_loss(running: Arrays, params: Arrays, micro: tuple[Batch, Array]) -> tuple[Array, Sums]:
         """Over a micro-batch; running statistics are those before the step."""
         batch, keys = micro
-        image, label, weight, *_ = batch
-        images, mixture = model_inputs(image, label, weight, keys, recipe.augment, preprocessing, dtype)
+        image, label, weight, _, _, length = batch
+        images, mixture = model_inputs(image, label, weight, keys, recipe.augment, preprocessing, dtype, length)
         layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, MODEL_KEY))(keys)
-        logits, stats = model.apply(params, running, images, replace(training, keys=layer_keys))
+        logits, stats = model.apply(params, running, images, replace(training, keys=layer_keys), length)
         correct = jnp.sum((logits.argmax(-1) == label) * weight)
         losses = loss_of(logits, label, recipe.train.label_smoothing)
         if mixture is not None:

@@ -44,6 +44,7 @@ def finetune_recipe(source: str | Path, data: str, overrides: Overrides = ()) ->
         "optimizer.name": "adamw",
         "optimizer.lr": 1e-3,
         "optimizer.weight_decay": 1e-4,
+        **{f"model.{key}": value for key, value in bundle.options.items()},
     }
     recipe = with_overrides(with_overrides(Recipe(), settings | data_settings(data)), overrides)
     records = len(open_dataset(recipe.data, bundle.preprocessing).train)

@@ -66,9 +66,21 @@ def adapted_weights(
       Parameters and statistics by path.
     """
     keep_head = class_names == bundle.class_names
+    _check_same_architecture(bundle, definition)
     fresh, _ = jax.jit(definition.init)(jax.random.key(seed))
     params = {
         name: fresh[name] if name.startswith(HEAD) and not keep_head else bundle.params[name]
         for name in definition.params
     }
     return params, dict(bundle.stats)
+
+
+def _check_same_architecture(bundle: Bundle, definition: ModelDef) -> None:
+    bundled = {name: array.shape for name, array in bundle.params.items() if not name.startswith(HEAD)}
+    needed = {name: leaf.shape for name, leaf in definition.params.items() if not name.startswith(HEAD)}
+    if bundled != needed:
+        options = ", ".join(f"model.{key}={value}" for key, value in bundle.options.items()) or "the customary ones"
+        raise UserError(
+            f"the weights in {bundle.path} do not fit model.*, or the data; they were trained with {options}: "
+            "write the same"
+        )

@@ -335,7 +335,7 @@ BAD_INPUTS = {
     "sizes of images that lie on the devices": (
         nothing,
         ["train", "digits_cnn", "data.on_device=true", "data.progressive=[{{until: 1 epochs, image_size: 9}}]"],
-        ["data.on_device", "needs images of one size"],
+        ["data.on_device", "needs batches of one size"],
     ),
     "run folder inside a file": (
         a_file,

@@ -94,7 +94,7 @@ def test_predict_prints_a_json_object_a_line(finished_run, images, said):
     assert 0.1 <= good["probability"] <= 1
     assert (bad["path"], bad["label"], bad["probability"]) == (str(images[1]), "", 0.0)
     assert bad["error"]
-    assert (code, errors) == (2, ["pcls: 1 of 2 images could not be read"])
+    assert (code, errors) == (2, ["pcls: 1 of 2 files could not be read"])
 
 
 def test_predict_of_good_images_ends_with_0_and_prints_a_table(finished_run, images, said):
@@ -123,6 +123,31 @@ def test_data_info_counts_every_class_and_split(said):
     counts = [[int(word) for word in re.findall(r"\d+", line)] for line in lines if "to train on  " in line]
     assert [row[0] for row in counts] == list(range(10))
     assert (sum(row[1] for row in counts), sum(row[2] for row in counts)) == (1438, 359)
+
+
+@pytest.fixture
+def sequences(tmp_path):
+    lengths = np.array([2, 4, 4, 9, 3, 4, 4, 8])
+    values = np.arange(2 * lengths.sum()).reshape(-1, 2) / 10
+    np.savez(tmp_path / "some.npz", values=values, lengths=lengths, labels=np.arange(8) % 2)
+    return tmp_path / "some.npz"
+
+
+def test_data_info_tells_of_sequences_and_their_padding(said, sequences):
+    code, lines, _ = said("data", "info", sequences, "data.buckets=2", "data.validation=0.25")
+    assert code == 0
+    assert lines[0] == "sequences   6 to train on, 2 held out"
+    assert re.fullmatch(r"steps       \d to \d, median \d(\.5)?", lines[1])
+    assert lines[2] == "features    2"
+    assert re.fullmatch(r"padded to   \d, 9: \d+\.\d% of all steps are padding", lines[3])
+    assert re.fullmatch(r"mean        \d\.\d{4}, \d\.\d{4}  \(measured\)", lines[4])
+
+
+@pytest.mark.parametrize("verb", ["show", "doctor", "bench", "convert"])
+def test_what_looks_at_pictures_says_so_of_sequences(said, sequences, verb, tmp_path):
+    code, _, errors = said("data", verb, sequences, *([tmp_path / "out"] if verb == "convert" else []))
+    expected = f"pcls: pcls data {verb} is for pictures, and data.source=sequences holds sequences; pcls data info"
+    assert (code, errors) == (2, [f"{expected} tells of them"])
 
 
 def test_config_show_prints_a_recipe_that_can_be_trained(said, tmp_path):

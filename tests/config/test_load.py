@@ -322,6 +322,15 @@ def test_a_wrong_recipe_is_refused_in_one_line_that_says_where_and_what_is_allow
             "model: {remat: [none, all]}",
             "model.remat.1 is \"all\" (text); Input should be 'none', 'products' or 'inputs'",
         ),
+        (
+            "model: {read: diagonal}",
+            'model.read is "diagonal" (text); one of rows, columns, pixels, patches, hilbert is needed',
+        ),
+        ("model: {read: rows, patch: 4}", "model.patch has no effect without model.read=patches"),
+        ("model: {hidden: -1}", "model.hidden is -1 (number); a whole number >= 0 and <= 65536 is needed"),
+        ("model: {layers: 2000}", "model.layers is 2000 (number); a whole number >= 0 and <= 1024 is needed"),
+        ("model: {bidirectional: 1}", "model.bidirectional is 1 (number); true or false is needed"),
+        ("model: {truncate: -3}", "model.truncate is -3 (number); a whole number >= 0 and <= 16777216 is needed"),
         ("batch_norm: {over: shard}", 'batch_norm.over is "shard" (text); one of global, groups, per_shard is needed'),
         (
             "batch_norm: {over: groups}",
@@ -623,3 +632,80 @@ def test_any_overrides_give_a_recipe_or_a_one_line_error(overrides):
         with_overrides(Recipe(), overrides)
     except UserError as error:
         assert len(str(error).splitlines()) == 1
+
+
+# Sequences
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "data:\n  source: ts\n  image_size: 28",
+            "mine.yaml:3: data.image_size has no effect with ts, whose records are sequences; leave it out",
+        ),
+        (
+            "data: {source: audio, train_crop: center}",
+            "mine.yaml:1: data.train_crop has no effect with audio, whose records are sequences; leave it out",
+        ),
+        (
+            "data: {source: ts, progressive: [{until: 1 epochs, image_size: 9}]}",
+            "mine.yaml:1: data.progressive has no effect with ts, whose records are sequences; leave it out",
+        ),
+        (
+            "data: {buckets: 4}",
+            "mine.yaml:1: data.buckets has no effect with digits, whose records are pictures; leave it out",
+        ),
+        (
+            "data: {source: ts, test_match: _1}",
+            "mine.yaml:1: data.test_match has an effect with data.source=audio only, not with ts",
+        ),
+        (
+            "data: {source: sequences}\n\ndata.audio: 3",
+            "mine.yaml:3: unknown key 'data.audio'; the nearest is 'data.audio.mels'",
+        ),
+        (
+            "data:\n  audio:\n    mels: 80",
+            "mine.yaml:2: data.audio has an effect with data.source=audio only, not with digits",
+        ),
+        (
+            "data: {source: audio}\naugment:\n  flip: true",
+            "mine.yaml:3: augment.flip has no effect on sequences; leave it out",
+        ),
+        (
+            "data: {source: ts}\naugment: {mixup: 0.2}",
+            "mine.yaml:2: augment.mixup has no effect on sequences; leave it out",
+        ),
+        (
+            "data: {source: ts}\nevaluate: {tta: mirror}",
+            "mine.yaml:2: evaluate.tta has no effect on sequences; leave it out",
+        ),
+        (
+            "data: {source: ts, buckets: 2, on_device: true}",
+            "mine.yaml:1: data.on_device needs batches of one size; leave out data.buckets or this",
+        ),
+        (
+            "data: {source: ts, buckets: 2}\ntrain: {steps_per_dispatch: 4}",
+            "mine.yaml:2: train.steps_per_dispatch needs batches of one size; leave out data.buckets or this",
+        ),
+        (
+            "data: {source: ts, buckets: 65}",
+            "mine.yaml:1: data.buckets is 65 (number); a whole number >= 1 and <= 64 is needed",
+        ),
+        (
+            "data: {source: audio, test_match: (}",
+            'mine.yaml:1: data.test_match is "(" (text); a regular expression is needed (missing ), unterminated '
+            "subpattern at position 0)",
+        ),
+    ],
+)
+def test_what_sequences_and_pictures_do_not_share_is_refused(complaint, text, message):
+    assert complaint(text) == message
+
+
+def test_a_recipe_of_sound_is_read_and_written_back(load):
+    recipe = load("data: {source: audio, path: x, buckets: 4, test_match: _0, audio: {mels: 64, hop_ms: 8}}")
+    assert (recipe.data.audio.mels, recipe.data.audio.hop_ms, recipe.data.audio.window_ms) == (64, 8.0, 25.0)
+    Path("again.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe("again.yaml") == recipe
+    assert with_overrides(recipe, ["data.audio.mels=80"]).data.audio.mels == 80

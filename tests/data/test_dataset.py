@@ -1,14 +1,15 @@
 """A recipe's data section, opened: who is trained on, who is evaluated on, and whose statistics count."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pcls.config.schema import DataSection
+from pcls.config.schema import AudioSection, DataSection
 from pcls.data.dataset import SOURCES, data_settings, described_preprocessing, open_dataset
-from pcls.data.preprocessing import IMAGENET_MEAN, Preprocessing
+from pcls.data.preprocessing import IMAGENET_MEAN, Preprocessing, SequenceFeatures
 from pcls.errors import UserError
 
 DIGIT_COUNTS = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
@@ -209,6 +210,113 @@ def test_few_of_each_class_part_no_groups(tmp_path, write_images):
         open_dataset(DataSection(source="manifest", path=str(root / "list.csv"), per_class=1))
 
 
+# Sequences
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """An archive of 40 sequences of 3 to 12 steps to train on, 6 of 2 to 14 to evaluate on; 2 features, 2 classes."""
+    rng, arrays = np.random.default_rng(0), {"class_names": np.array(["up", "down"])}
+    for prefix, lengths in (("", rng.permutation(np.arange(40) % 10 + 3)), ("test_", np.array([2, 3, 5, 8, 11, 14]))):
+        arrays[f"{prefix}lengths"] = lengths
+        arrays[f"{prefix}labels"] = np.arange(len(lengths)) % 2
+        arrays[f"{prefix}values"] = rng.normal((2, -7), (1, 3), (lengths.sum(), 2))
+    path = tmp_path_factory.mktemp("saved") / "some.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def test_sequences_are_padded_to_the_lengths_of_their_buckets(saved):
+    dataset = open_dataset(DataSection(source="sequences", path=saved, buckets=4))
+    assert len(dataset.padded) == 4
+    # The longest of all is one of the evaluation's.
+    assert dataset.padded[-1] == dataset.preprocessing.height == 14
+    assert sum(len(bucket.records) for bucket in dataset.train_buckets) == 40
+    assert sum(len(bucket.records) for bucket in dataset.evaluation_buckets) == 6
+    assert dataset.evaluation_buckets[-1].records.tolist() == [5]
+    assert open_dataset(DataSection(source="sequences", path=saved)).padded == (14,)
+
+
+def test_sequences_are_normalised_by_what_is_trained_on(saved):
+    dataset = open_dataset(DataSection(source="sequences", path=saved))
+    with np.load(saved) as arrays:
+        values = arrays["values"].astype(np.float32).astype(np.float64)
+    assert dataset.preprocessing == Preprocessing(
+        14, 2, 1, dataset.preprocessing.mean, dataset.preprocessing.std, sequence=SequenceFeatures()
+    )
+    np.testing.assert_allclose(dataset.preprocessing.mean, values.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(dataset.preprocessing.std, values.std(0), rtol=1e-9)
+    assert dataset.class_names == ("up", "down")
+
+
+def test_the_classes_and_the_quarantine_choose_among_sequences(saved, tmp_path):
+    (tmp_path / "list").write_text(f"{saved} values #3\n")
+    section = {"source": "sequences", "path": saved, "classes": (1, 0), "quarantine": str(tmp_path / "list")}
+    dataset = open_dataset(DataSection(**section, buckets=2))
+    assert dataset.class_names == ("down", "up")
+    assert (len(dataset.train), len(dataset.evaluation)) == (39, 6)
+    read = dataset.train.read(np.arange(39), dataset.preprocessing, None)
+    assert read.lengths.tolist() == dataset.train.lengths.tolist()
+    assert read.images.shape == (39, 14, 2, 1)
+
+
+def test_pretrained_weights_keep_their_statistics_and_see_the_lengths_of_the_data(saved):
+    given = Preprocessing(99, 2, 1, (0.5,) * 2, (0.25,) * 2, sequence=SequenceFeatures())
+    dataset = open_dataset(DataSection(source="sequences", path=saved), given)
+    assert dataset.preprocessing == replace(given, height=14)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            Preprocessing(9, 3, 1, (0.0,) * 3, (1.0,) * 3, sequence=SequenceFeatures()),
+            "the weights expect 3 features a step, and sequences {} has 2; name other data",
+        ),
+        (
+            Preprocessing(9, 2, 1, (0.5,), (0.25,)),
+            "the weights expect pictures, and data.source=sequences has sequences; name other data",
+        ),
+        (
+            Preprocessing(9, 2, 1, (0.0,) * 2, (1.0,) * 2, sequence=SequenceFeatures("log_mel", 8000, 2, 25.0, 10.0)),
+            "the weights expect features of sound, and data.source=sequences has others; name other data",
+        ),
+    ],
+)
+def test_weights_of_another_kind_of_data_are_refused(saved, given, message):
+    with pytest.raises(UserError) as raised:
+        open_dataset(DataSection(source="sequences", path=saved), given)
+    assert str(raised.value) == message.format(saved)
+
+
+def test_weights_of_sequences_see_no_pictures():
+    given = Preprocessing(9, 2, 1, (0.0,) * 2, (1.0,) * 2, sequence=SequenceFeatures())
+    with pytest.raises(UserError, match=r"the weights expect sequences, and data\.source=digits has pictures"):
+        open_dataset(DataSection(), given)
+
+
+def test_no_thread_is_of_use_to_sequences_in_memory(saved):
+    assert complaint(source="sequences", path=saved, workers=2) == (
+        "data.workers has no effect with sequences, whose sequences are kept whole in memory; leave it out"
+    )
+
+
+def test_sound_is_heard_as_the_recipe_or_the_weights_say(tmp_path):
+    for number in range(8):
+        wave = np.random.default_rng(number).normal(0, 0.1, 800 + 160 * number)
+        soundfile = pytest.importorskip("soundfile")
+        soundfile.write(tmp_path / f"{'ab'[number % 2]}_{number}.wav", wave, 8000)
+    section = DataSection(source="audio", path=str(tmp_path), audio=AudioSection(mels=6), test_match="_[67]")
+    dataset = open_dataset(section)
+    heard = SequenceFeatures("log_mel", 8000, 6, 25.0, 10.0)
+    assert (len(dataset.train), len(dataset.evaluation)) == (6, 2)
+    assert (dataset.preprocessing.shape, dataset.preprocessing.sequence) == ((24, 6, 1), heard)
+    assert not dataset.in_memory
+    given = replace(dataset.preprocessing, sequence=replace(heard, mels=4), width=4, mean=(0.0,) * 4, std=(1.0,) * 4)
+    assert open_dataset(section, given).preprocessing == given
+    assert open_dataset(section, given).train.read(np.arange(2), given, None).images.shape == (2, 24, 4, 1)
+
+
 # What is refused
 
 
@@ -294,6 +402,16 @@ def test_one_word_names_data(write_idx, tmp_path):
     assert data_settings(idx) == {"data.source": "idx", "data.path": idx}
     photos = str(tmp_path / "photos")
     assert data_settings(photos) == {"data.source": "folder", "data.path": photos}
+
+
+def test_one_word_names_sequences(saved, tmp_path):
+    assert data_settings("sequences:x.npz") == {"data.source": "sequences", "data.path": "x.npz"}
+    assert data_settings(saved) == {"data.source": "sequences", "data.path": saved}
+    for name, kind in (("ts/x_TRAIN.ts", "ts"), ("flat/a_1.wav", "audio"), ("deep/a/1.wav", "audio"), ("x.ts", "ts")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        place = str(tmp_path / name.partition("/")[0])
+        assert data_settings(place) == {"data.source": kind, "data.path": place}
 
 
 @pytest.mark.parametrize("word", ["no/such/folder", "idx:", "cifar:x"])

@@ -1,11 +1,15 @@
 """The order of records: a permutation in every epoch, a pure function of its arguments, without a visible pattern."""
 
+import time
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcls.data.order import Order, evaluation_records, permuted
+from pcls.data.buckets import buckets_of
+from pcls.data.order import BucketedOrder, Order, evaluation_records, permuted
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -145,3 +149,112 @@ def test_evaluation_counts_every_record_once_in_file_order(size, batch):
     assert np.array_equal(records[:size], np.arange(size))
     assert (records[size:] == -1).all()
     assert len(records) - size < batch
+
+
+# Buckets of sequences
+
+
+def bucketed(sizes, batch_size, seed=0, tail="carry", repeats=1) -> BucketedOrder:
+    """Buckets of these sizes, their records mixed through the set; those of bucket b are padded to b + 1 steps."""
+    lengths = np.random.default_rng(1).permutation(np.repeat(np.arange(len(sizes)) + 1, sizes))
+    return BucketedOrder(buckets_of(lengths, range(1, len(sizes) + 1)), batch_size, seed, tail, repeats)
+
+
+def bucket_of_record(order: BucketedOrder) -> np.ndarray:
+    numbers = np.empty(order.size, int)
+    for number, bucket in enumerate(order.buckets):
+        numbers[bucket.records] = number
+    return numbers
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    batch_size=st.integers(1, 9),
+    tail=st.sampled_from(["carry", "pad"]),
+    first=st.integers(0, 60),
+)
+def test_buckets_take_turns_in_proportion_and_any_step_can_be_the_first(sizes, batch_size, tail, first):
+    order = bucketed(sizes, batch_size, tail=tail)
+    steps = first + 20
+    weights = sizes if tail == "carry" else [-(-size // batch_size) for size in sizes]
+    stand = [(Fraction(2 * own + 1, weight), number) for number, weight in enumerate(weights) for own in range(steps)]
+    expected = [number for _, number in sorted(stand)[:steps]]
+    assert [order.place_of_step(step)[0] for step in range(first, steps)] == expected[first:]
+    assert order.done_before(first) == [expected[:first].count(number) for number in range(len(sizes))]
+    nexts = [next((s for s in range(first, steps) if expected[s] == n), None) for n in range(len(sizes))]
+    for found, wanted in zip(order.first_steps(first), nexts, strict=True):
+        assert found == wanted if wanted is not None else found >= steps
+
+
+@pytest.mark.parametrize("tail", ["carry", "drop", "pad"])
+def test_a_step_holds_records_of_one_bucket(tail):
+    order = bucketed((9, 30, 14), 4, tail=tail)
+    of_record = bucket_of_record(order)
+    for step in range(60):
+        records, _ = order.records_of_step(step)
+        numbers = set(of_record[records[records >= 0]].tolist())
+        assert numbers == {order.place_of_step(step)[0]}
+        assert set(of_record[order.fillers(step, np.arange(99))].tolist()) == numbers
+
+
+def test_a_pass_that_is_filled_up_holds_every_record_once():
+    order = bucketed((9, 30, 2), 4, tail="pad", seed=3)
+    assert order.epoch_steps == 3 + 8 + 1
+    for epoch in range(3):
+        steps = [order.records_of_step(step) for step in range(12 * epoch, 12 * epoch + 12)]
+        records = np.concatenate([records for records, _ in steps])
+        assert sorted(records[records >= 0].tolist()) == list(range(41))
+        assert np.count_nonzero(records < 0) == 12 * 4 - 41
+        assert {int(e) for _, epochs in steps for e in epochs} == {epoch}
+
+
+def test_a_pass_that_drops_its_tails_holds_others_each_time():
+    order = bucketed((9, 30), 4, tail="drop")
+    assert (order.epoch_steps, order.dropped) == (2 + 7, 1 + 2)
+    passes = [np.concatenate([order.records_of_step(9 * e + s)[0] for s in range(9)]).tolist() for e in range(4)]
+    assert all(len(set(records)) == 36 for records in passes)
+    assert len({frozenset(range(39)) - frozenset(records) for records in passes}) > 1
+
+
+def test_carried_over_each_bucket_holds_every_record_once_a_pass_and_all_keep_pace():
+    order = bucketed((9, 30, 2), 4, seed=5)
+    assert order.epoch_steps == 41 / 4
+    seen = {}
+    for step in range(82):
+        for record, epoch in zip(*order.records_of_step(step), strict=True):
+            assert (record, epoch) not in seen
+            seen[int(record), int(epoch)] = step
+    # 8 epochs: less than a pass of the smallest bucket apart, which a step of 4 goes through twice.
+    counts = np.bincount([record for record, _ in seen], minlength=41)
+    assert counts[order.buckets[1].records].tolist() == [8] * 30
+    assert set(counts[order.buckets[0].records]) <= {7, 8, 9}
+    assert set(counts[order.buckets[2].records]) == {8}
+
+
+def test_repeats_hold_each_record_several_times_in_a_step():
+    order = bucketed((9, 30), 6, repeats=3)
+    assert (order.records_a_step, order.epoch_steps) == (2, 39 / 2 / 3)
+    records, epochs = order.records_of_step(4)
+    assert np.unique(records, return_counts=True)[1].tolist() == [3, 3]
+    assert len(set(zip(records.tolist(), epochs.tolist(), strict=True))) == 6
+
+
+def test_buckets_of_one_seed_are_shuffled_apart():
+    order = bucketed((20, 20), 20, tail="pad")
+    (some, _), (other, _) = order.records_of_step(0), order.records_of_step(1)
+    places = [np.searchsorted(order.buckets[n].records, r).tolist() for n, r in ((0, some), (1, other))]
+    assert places[0] != places[1]
+    assert not np.array_equal(some, bucketed((20, 20), 20, tail="pad", seed=1).records_of_step(0)[0])
+
+
+def test_a_late_step_costs_what_the_first_costs():
+    order = bucketed(tuple(range(1000, 1064)), 128)
+
+    def cost(first: int) -> float:
+        start = time.perf_counter()
+        for step in range(first, first + 20):
+            order.place_of_step(step)
+        return time.perf_counter() - start
+
+    cost(0)
+    assert min(cost(10**12) for _ in range(5)) < 3 * min(cost(0) for _ in range(5))

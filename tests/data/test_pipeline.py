@@ -1,5 +1,6 @@
 """Host batches: a pure function of the step, padded with weight 0, from any number of threads."""
 
+import copy
 import gc
 import io
 import multiprocessing
@@ -14,12 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pcls.data.order import Order
+from pcls.data.buckets import buckets_of
+from pcls.data.order import BucketedOrder, Order
 from pcls.data.pipeline import Batch, Update, Workers, evaluation_batches, training_batches
-from pcls.data.preprocessing import Preprocessing
+from pcls.data.preprocessing import Preprocessing, SequenceFeatures
 from pcls.data.sources.folder import open_folder
+from pcls.data.sources.sequences import RaggedStore, SequenceSource
 from pcls.data.sources.source import Records
 from pcls.errors import UserError
+from pcls.training.sizes import BucketSizes
 
 PREPROCESSING = Preprocessing(2, 3, 1, (0.0,), (1.0,))
 
@@ -90,7 +94,8 @@ def test_a_batch_holds_the_records_of_its_step():
 
 def test_shapes_and_types_are_those_that_the_step_compiles_for():
     (batch,) = train(Numbers(), range(1))
-    assert [(a.shape, a.dtype.name) for a in batch] == [
+    assert batch.length is None
+    assert [(a.shape, a.dtype.name) for a in batch[:-1]] == [
         ((8, 2, 3, 1), "uint8"),
         ((8,), "int32"),
         ((8,), "float32"),
@@ -116,7 +121,7 @@ def test_the_rows_of_any_split_into_processes_make_up_the_global_batch():
     for parts in (np.split(rows, 2), np.split(rows, [1, 4])):
         streams = [train(Numbers(), range(7), rows=part) for part in parts]
         for step, batch in enumerate(whole):
-            for name in batch._fields:
+            for name in batch._fields[:-1]:
                 joined = np.concatenate([getattr(stream[step], name) for stream in streams])
                 assert np.array_equal(joined, getattr(batch, name)[np.concatenate(parts)])
 
@@ -133,7 +138,11 @@ def test_each_step_has_the_image_size_that_it_is_told():
     for steps, workers in ((range(6), 3), (range(6), 0), (range(2, 6), 2)):
         options = {"order": Order(37, 8, 5), "rows": {8: np.arange(8)}, "random_crop": False, "steps": steps}
         with training_batches(
-            Sized(), PREPROCESSING, workers=Workers(workers), update_at=lambda step: Update(size_at(step)), **options
+            Sized(),
+            PREPROCESSING,
+            workers=Workers(workers),
+            update_at=lambda step: Update(size_at(step), size_at(step)),
+            **options,
         ) as batches:
             found = [batch.image.shape for batch in batches]
         assert found == [(8, size_at(step), size_at(step), 1) for step in steps]
@@ -143,7 +152,7 @@ def test_the_image_size_changes_neither_records_nor_crops():
     whole = train(Numbers(), range(6))
     options = {"order": Order(37, 8, 5), "rows": {8: np.arange(8)}, "random_crop": True, "steps": range(6)}
     with training_batches(
-        Numbers(), PREPROCESSING, workers=Workers(2), update_at=lambda step: Update(2 + step), **options
+        Numbers(), PREPROCESSING, workers=Workers(2), update_at=lambda step: Update(2 + step, 2 + step), **options
     ) as batches:
         # `Numbers` has one size only, whatever it is asked for.
         assert_same(list(batches), whole)
@@ -154,11 +163,11 @@ def test_an_update_may_take_several_batches_together():
     kinds = {0: 2, 2: 2, 4: 3, 7: 1, 8: 1, 9: 1}
     options = {"order": Order(37, 8, 5), "random_crop": True, "steps": list(kinds)}
     options["rows"] = {8 * batches: np.arange(8 * batches) for batches in (1, 2, 3)}
-    options["update_at"] = lambda step: Update(0, kinds[step])
+    options["update_at"] = lambda step: Update(batches=kinds[step])
     with training_batches(Numbers(), PREPROCESSING, workers=Workers(2), **options) as batches:
         found = list(batches)
     assert [len(batch.record) for batch in found] == [16, 16, 24, 8, 8, 8]
-    for name in Batch._fields:
+    for name in Batch._fields[:-1]:
         joined, expected = (np.concatenate([getattr(b, name) for b in some]) for some in (found, whole))
         assert np.array_equal(joined, expected), name
 
@@ -355,3 +364,70 @@ def test_an_error_while_reading_reaches_the_loop():
 
     with pytest.raises(RuntimeError, match="the disk is gone"):
         train(Failing(), range(3))
+
+
+# Sequences
+
+
+LENGTHS = np.random.default_rng(2).permutation(np.repeat([3, 5, 9], [7, 12, 4]))
+PADDED = (3, 6, 9)
+SEQUENCES = Preprocessing(9, 2, 1, (0.0,) * 2, (1.0,) * 2, sequence=SequenceFeatures())
+
+
+def sequences() -> SequenceSource:
+    """23 records whose numbers are their own number plus 1."""
+    values = np.repeat(np.arange(23) + 1, LENGTHS).astype(np.float32)[:, None] * np.ones((1, 2), np.float32)
+    labels = np.arange(23) % 3
+    return SequenceSource(RaggedStore(values, LENGTHS, labels, "test"), ("a", "b", "c"), labels, LENGTHS, 2)
+
+
+def assert_padded(batch: Batch, steps: int):
+    """Each row is the number of its record for as long as it is, then zero."""
+    assert (batch.image.shape[1:], batch.image.dtype) == ((steps, 2, 1), np.float32)
+    assert batch.length.dtype == np.int32
+    counted = np.arange(steps) < batch.length[:, None]
+    rows = batch.record >= 0
+    assert np.array_equal(batch.length[rows], LENGTHS[batch.record[rows]])
+    expected = np.where(counted, batch.record[:, None] + 1, 0)
+    assert np.array_equal(batch.image[rows, :, 1, 0], expected[rows])
+
+
+@pytest.mark.parametrize("tail", ["carry", "drop", "pad"])
+def test_a_batch_of_sequences_is_padded_to_the_length_of_its_bucket(tail):
+    order = BucketedOrder(buckets_of(LENGTHS, PADDED), 4, 5, tail)
+    sizes = BucketSizes(order, 2, 40)
+    # As it is sent to reading processes.
+    update_at = copy.deepcopy(sizes.update_at)
+    options = {"order": order, "rows": {4: np.arange(4)}, "random_crop": False, "steps": sizes.updates_from(3)}
+    with training_batches(sequences(), SEQUENCES, workers=Workers(2), update_at=update_at, **options) as batches:
+        found = list(batches)
+    assert len(found) == 37
+    for step, batch in enumerate(found, 3):
+        assert batch.record.tolist() == order.records_of_step(step)[0].tolist()
+        assert batch.weight.tolist() == (batch.record >= 0).tolist()
+        assert_padded(batch, order.buckets[order.place_of_step(step)[0]].steps)
+    assert {batch.image.shape[1] for batch in found} == set(PADDED)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 64])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_every_sequence_is_evaluated_once_bucket_by_bucket(batch_size, parts):
+    buckets, found = buckets_of(LENGTHS, PADDED), []
+    for rows in np.array_split(np.arange(batch_size), parts):
+        options = {"batch_size": batch_size, "rows": rows, "threads": 0, "buckets": buckets}
+        with evaluation_batches(sequences(), SEQUENCES, **options) as batches:
+            found += [batch for batch in batches if len(rows)]
+    counted = np.concatenate([batch.record[batch.weight > 0] for batch in found])
+    assert sorted(counted.tolist()) == list(range(23))
+    for batch in found:
+        assert_padded(batch, next(steps for steps in PADDED if steps >= batch.length.max()))
+    if parts == 1:
+        assert counted.tolist() == [record for bucket in buckets for record in bucket.records.tolist()]
+        assert len(found) == sum(-(-len(bucket.records) // batch_size) for bucket in buckets)
+
+
+def test_without_buckets_all_sequences_are_padded_to_the_longest():
+    options = {"order": Order(23, 4, 5), "rows": {4: np.arange(4)}, "random_crop": False, "steps": range(6)}
+    with training_batches(sequences(), SEQUENCES, workers=Workers(0), **options) as batches:
+        for batch in batches:
+            assert_padded(batch, 9)

@@ -1,12 +1,18 @@
 import io
 import os
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import pcls
 from pcls.data.dataset import open_dataset
+from pcls.data.preprocessing import Preprocessing, SequenceFeatures
+from pcls.data.sources.audio import log_mel
+from pcls.deliver.predict import Classifier
+from pcls.models.registry import define_model
+from pcls.pretrained.bundle import Bundle
 from pcls.run.evaluate import read_evaluation, saved_preprocessing
 from pcls.run.folder import RunFolder
 
@@ -153,3 +159,93 @@ def test_images_are_taken_as_they_are_needed(classifier, held_out):
 def test_a_bundle_alone_is_enough(finished_run, held_out, classifier):
     alone = pcls.load(finished_run / "bundle")
     assert alone.predict(held_out[0]) == classifier.predict(held_out[0])
+
+
+# Sequences
+
+
+def sequence_classifier(model: str, features: SequenceFeatures, width: int, **options) -> Classifier:
+    """Untrained: of 3 classes, trained at 6 steps."""
+    definition = define_model(model, height=6, width=width, channels=1, classes=3, **options)
+    mean, std = (1.0,) * width, (2.0,) * width
+    preprocessing = Preprocessing(6, width, 1, mean, std, sequence=features)
+    params, stats = definition.init(jax.random.key(0))
+    return Classifier(Bundle(model, ("a", "b", "c"), preprocessing, "float32", params, stats, {}, options=options))
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return sequence_classifier("rnn", SequenceFeatures(), 2, hidden=4)
+
+
+def numbers(steps: int) -> np.ndarray:
+    return np.random.default_rng(steps).normal(1, 2, (steps, 2)).astype(np.float32)
+
+
+def test_answers_do_not_depend_on_what_a_sequence_is_padded_to(reader):
+    alone = reader.predict(numbers(4))[0].probabilities
+    # Beside a longer one than it was trained with, it is padded to the next multiple.
+    beside, longer = reader.predict([numbers(4), numbers(13)])
+    np.testing.assert_allclose(beside.probabilities, alone, rtol=1e-5)
+    np.testing.assert_allclose(reader.predict(numbers(13))[0].probabilities, longer.probabilities, rtol=1e-5)
+    assert np.abs(np.subtract(alone, longer.probabilities)).max() > 1e-3
+
+
+def test_a_sequence_may_lie_in_a_file(reader, tmp_path):
+    np.save(tmp_path / "a.npy", numbers(5).astype(np.float64))
+    found, expected = reader.predict([tmp_path / "a.npy", numbers(5)])
+    assert found.path == str(tmp_path / "a.npy")
+    assert found.probabilities == expected.probabilities
+
+
+@pytest.mark.faults
+def test_sequences_that_cannot_be_read_are_told_in_their_place(reader, tmp_path):
+    np.save(tmp_path / "good.npy", numbers(3))
+    whole = (tmp_path / "good.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(whole[:-4])
+    (tmp_path / "text.npy").write_bytes(b"1,2,3")
+    (tmp_path / "empty.npy").touch()
+    np.save(tmp_path / "objects.npy", np.array([{}, None]))
+    os.mkfifo(tmp_path / "pipe.npy")
+    names = ("good", "cut", "text", "empty", "objects", "pipe", "absent")
+    arrays = [
+        np.zeros((0, 2)),
+        np.zeros((4, 3)),
+        np.full((3, 2), np.inf),
+        np.full((2, 2), 1e300),
+        np.array([["a", "b"]]),
+    ]
+    answers = reader.predict([*(tmp_path / f"{name}.npy" for name in names), *arrays])
+    errors = [answer.error for answer in answers]
+    assert errors[0] == ""
+    assert all(error.startswith("no .npy file of NumPy (") for error in errors[1:5])
+    assert errors[5:] == [
+        "not a file",
+        "No such file or directory",
+        "float64[0, 2]; numbers [steps, 2] are needed",
+        "float64[4, 3]; numbers [steps, 2] are needed",
+        "holds a value that is not finite",
+        "holds a value that is not finite",
+        "<U1[1, 2]; numbers [steps, 2] are needed",
+    ]
+    np.testing.assert_allclose(answers[0].probabilities, reader.predict(numbers(3))[0].probabilities, rtol=1e-5)
+
+
+def test_a_model_of_one_length_sees_no_longer_sequence():
+    one_length = sequence_classifier("rnn28", SequenceFeatures(), 2)
+    short, long = one_length.predict([numbers(6), numbers(7)])
+    assert short.error == ""
+    assert long.error == "7 steps; the model sees 6 at most"
+
+
+def test_sound_is_heard_as_in_training(tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    features = SequenceFeatures("log_mel", 8000, 5, 25.0, 10.0)
+    listener = sequence_classifier("rnn", features, 5, hidden=4)
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 640), 8000)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:99])
+    heard, cut, given = listener.predict(
+        [tmp_path / "a.wav", tmp_path / "cut.wav", log_mel((tmp_path / "a.wav").read_bytes(), features)]
+    )
+    assert heard.probabilities == given.probabilities
+    assert cut.error.startswith("cut short")

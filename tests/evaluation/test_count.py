@@ -21,7 +21,7 @@ RECORDS = 13
 class Pixels:
     """Logits are the pixels, times a factor."""
 
-    def apply(self, params, stats, images):
+    def apply(self, params, stats, images, lengths=None):
         return images.reshape(len(images), -1) * params["factor"], stats
 
 
@@ -167,7 +167,7 @@ def test_a_model_that_answers_nan_is_never_right():
 class Weighted:
     """Logits are sums of pixels times weights that no mirror leaves alone."""
 
-    def apply(self, params, stats, images):
+    def apply(self, params, stats, images, lengths=None):
         return images.reshape(len(images), -1) @ params["kernel"], stats
 
 

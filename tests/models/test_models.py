@@ -19,8 +19,9 @@ from pcls.nn.platform import compiling_for
 from pcls.nn.pooling import max_pool_3x3_stride_2
 from pcls.nn.training import TrainingPass
 
-# The counts of Keras' tutorial, of the formula 28*32 + 32*32 + 32 + 32*10 + 10, of torchvision and timm, and of the
-# usual ResNet-18 for CIFAR.
+# The counts of Keras' tutorial, of the formula 28*32 + 32*32 + 32 + 32*10 + 10, of torchvision and timm, of the usual
+# ResNet-18 for CIFAR, and of the formulas of recurrent layers: g * (28 * 128 + 128 * 128 + 128) + 128 * 10 + 10 with
+# 1, 3 and 4 gates g, 128 more for the GRU's second bias.
 COUNTS = {
     "cnn28": 121_930,
     "rnn28": 2_282,
@@ -29,7 +30,24 @@ COUNTS = {
     "resnet18_cifar": 11_173_962,
     "resnet50": 25_557_032,
     "convnext_tiny": 28_589_128,
+    "rnn": 21_386,
+    "irnn": 21_386,
+    "gru": 61_706,
+    "lstm": 81_674,
+    "lru": 467_594,
+    "mingru": 270_474,
+    "minlstm": 336_522,
+    "rglru": 206_986,
+    "crnn": 1_146_090,
+    "sequencer2d_s": 27_651_688,
+    "sequencer2d_m": 38_307_688,
+    "sequencer2d_l": 54_298_216,
+    "rglru2d_s": 27_663_976,
+    "rglru2d_tiny": 231_882,
 }
+# Dozens of blocks that test_sequencer.py has alone, in seconds less.
+LARGE = ("sequencer2d_s", "sequencer2d_m", "sequencer2d_l", "rglru2d_s")
+TRACED = [name for name in COUNTS if name not in LARGE]
 KEYS = jax.random.split(jax.random.key(0), 4)
 
 
@@ -54,14 +72,14 @@ def test_every_registered_model_is_counted_here():
     assert set(MODELS) == set(COUNTS)
 
 
-@pytest.mark.parametrize("name", list(COUNTS))
+@pytest.mark.parametrize("name", TRACED)
 @pytest.mark.parametrize(("height", "width", "channels", "classes"), [(32, 32, 1, 2), (48, 40, 3, 7)])
 def test_any_size_and_class_count_gives_one_logit_a_class(name, height, width, channels, classes):
     definition = define_model(name, height=height, width=width, channels=channels, classes=classes)
     assert logits_shape(definition, 5, height, width, channels).shape == (5, classes)
 
 
-@pytest.mark.parametrize("name", list(COUNTS))
+@pytest.mark.parametrize("name", TRACED)
 def test_bfloat16_computes_with_float32_parameters_and_statistics(name):
     definition = define_model(name, height=32, width=32, channels=3, classes=4, precision="bfloat16")
     assert {leaf.dtype.name for leaf in (definition.params | definition.stats).values()} == {"float32"}
@@ -76,7 +94,16 @@ def test_bfloat16_computes_with_float32_parameters_and_statistics(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("cnn28", 9), ("rnn28", 1), ("resnet18", 31), ("resnet18_cifar", 7), ("convnext_tiny", 31)]
+    ("name", "size"),
+    [
+        ("cnn28", 9),
+        ("rnn28", 1),
+        ("resnet18", 31),
+        ("resnet18_cifar", 7),
+        ("convnext_tiny", 31),
+        ("sequencer2d_s", 13),
+        ("rglru2d_tiny", 3),
+    ],
 )
 def test_images_too_small_are_refused(name, size):
     with pytest.raises(UserError) as raised:
@@ -90,7 +117,18 @@ def test_images_too_small_are_refused(name, size):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("cnn28", 10), ("rnn28", 2), ("resnet18", 32), ("resnet18_cifar", 8), ("resnet50", 32), ("convnext_tiny", 32)],
+    [
+        ("cnn28", 10),
+        ("rnn28", 2),
+        ("resnet18", 32),
+        ("resnet18_cifar", 8),
+        ("resnet50", 32),
+        ("convnext_tiny", 32),
+        ("lstm", 1),
+        ("lru", 1),
+        ("crnn", 1),
+        ("rglru2d_tiny", 4),
+    ],
 )
 def test_the_smallest_images_are_taken(name, size):
     definition = define_model(name, height=size, width=size, channels=1, classes=2)
@@ -299,23 +337,37 @@ def flat(module):
 # Options
 
 
+STAGED = "resnet18, resnet18_cifar, resnet50, convnext_tiny"
+SEQUENCER = "sequencer2d_s, sequencer2d_m, sequencer2d_l, rglru2d_s, rglru2d_tiny"
+LINEAR = "lru, mingru, minlstm, rglru"
+STEPWISE = "rnn, irnn, gru, lstm"
+
+
 @pytest.mark.parametrize(
-    ("name", "option", "value"),
+    ("name", "option", "value", "having"),
     [
-        ("rnn28", "dropout", 0.5),
-        ("rnn28", "drop_path", 0.5),
-        ("cnn28", "drop_path", 0.5),
-        ("cnn28", "remat", ("none",)),
+        ("rnn28", "dropout", 0.5, f"cnn28, {STAGED}, {STEPWISE}, {LINEAR}, crnn, {SEQUENCER}"),
+        ("rnn28", "drop_path", 0.5, f"{STAGED}, {SEQUENCER}"),
+        ("lstm", "drop_path", 0.5, f"{STAGED}, {SEQUENCER}"),
+        ("cnn28", "remat", ("none",), f"{STAGED}, {SEQUENCER}"),
+        ("rnn28", "read", "columns", f"{STEPWISE}, {LINEAR}, crnn"),
+        ("crnn", "patch", 2, f"{STEPWISE}, {LINEAR}"),
+        ("irnn28", "hidden", 64, f"{STEPWISE}, {LINEAR}, crnn"),
+        ("cnn28", "layers", 2, f"{STEPWISE}, {LINEAR}, crnn"),
+        ("crnn", "bidirectional", False, f"{STEPWISE}, {LINEAR}"),
+        ("lru", "truncate", 10, STEPWISE),
     ],
 )
-def test_an_option_that_a_model_does_not_have_is_refused_with_those_that_have_it(name, option, value):
+def test_an_option_that_a_model_does_not_have_is_refused_with_those_that_have_it(name, option, value, having):
     with pytest.raises(UserError) as raised:
         define_model(name, height=28, width=28, channels=1, classes=10, **{option: value})
-    having = "resnet18, resnet18_cifar, resnet50, convnext_tiny"
-    assert str(raised.value) == (
-        f"model.{option} has no effect with {name}; models that have it: "
-        f"{'cnn28, ' if option == 'dropout' else ''}{having}"
-    )
+    assert str(raised.value) == f"model.{option} has no effect with {name}; models that have it: {having}"
+
+
+def test_an_order_of_reading_that_a_model_does_not_have_is_refused():
+    with pytest.raises(UserError) as raised:
+        define_model("crnn", height=28, width=28, channels=1, classes=10, read="pixels")
+    assert str(raised.value) == "model.read is 'pixels'; crnn reads rows or columns"
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])

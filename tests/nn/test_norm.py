@@ -242,3 +242,54 @@ def test_within_a_scan_every_turn_has_its_own_statistics(group_size):
     for name, found in stats.items():
         assert_close(found, jnp.stack([one["stats"][name] for one in expected]), 1e-5)
     assert_close(total, sum(one["grads"][0]["scale"] for one in expected), 1e-4)
+
+
+# Positions that count
+
+MASK = np.random.default_rng(2).random(SHAPE[:3]) < 0.6
+MASK[0, 0], MASK[5] = True, False
+
+
+@partial(jax.jit, static_argnames="group_size")
+def masked(params, x, group_size=None):
+    """Statistics, and the gradient of the input of a weighted sum of the output where the mask is set."""
+
+    def loss(x):
+        training = TrainingPass(group_size=group_size)
+        norm = nnx.merge(DEFINITION.graph, params, STATS)
+        y = norm(x, training, MASK)
+        return jnp.sum(jnp.where(MASK[..., None], y * WEIGHTS, 0)), (y, norm.mean[...], norm.var[...])
+
+    grads, found = jax.grad(loss, has_aux=True)(x)
+    return grads, found
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_positions_that_do_not_count_change_neither_statistics_nor_what_counts_nor_gradients(group_size):
+    rubbish = np.where(MASK[..., None], X, 100 * WEIGHTS + 7)
+    grads, (y, mean, var) = masked(PARAMS, rubbish, group_size)
+    expected = []
+    for x, mask in zip(*(a.reshape(-1, group_size or EXAMPLES, *a.shape[1:]) for a in (X, MASK)), strict=True):
+        counted = x[mask].astype(np.float64)
+        expected.append((counted.mean(0), counted.var(0), counted.var(0, ddof=1)))
+    means, variances, unbiased = (np.stack(each) for each in zip(*expected, strict=True))
+    np.testing.assert_allclose(mean, means.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(var, unbiased.mean(0), rtol=1e-4)
+    of_example = np.repeat(np.stack([means, variances], 1), group_size or EXAMPLES, 0)[:, :, None, None]
+    normal = numpy_batch_norm(X, of_example[:, 0], of_example[:, 1])
+    np.testing.assert_allclose(np.asarray(y)[MASK], normal[MASK], rtol=1e-3, atol=1e-3)
+    assert not np.any(np.asarray(grads)[~MASK])
+    np.testing.assert_allclose(grads, masked(PARAMS, X, group_size)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_mask_of_all_positions_changes_no_number_and_one_of_no_position_gives_finite_ones():
+    @jax.jit
+    def both(mask):
+        norm, plain = (nnx.merge(DEFINITION.graph, PARAMS, STATS) for _ in range(2))
+        training = TrainingPass(group_size=4)
+        return [(n(X, training, m), n.mean[...], n.var[...]) for n, m in ((norm, mask), (plain, None))]
+
+    found, expected = both(np.ones((EXAMPLES, 1, 1), bool))
+    assert_close(found, expected, 1e-5)
+    found, _ = both(np.arange(EXAMPLES)[:, None, None] >= 4)
+    assert all(np.isfinite(array).all() for array in found)

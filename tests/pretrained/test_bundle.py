@@ -66,6 +66,21 @@ def test_a_bundle_comes_back_bit_for_bit(bundle, folder):
         np.testing.assert_array_equal(found.params[path], array)
 
 
+def test_a_network_of_other_sizes_comes_back_as_it_was(tmp_path):
+    options = {"read": "columns", "hidden": 6, "bidirectional": True}
+    definition = define_model("rnn", height=5, width=4, channels=1, classes=2, **options)
+    params = {path: np.ones(leaf.shape, np.float32) for path, leaf in definition.params.items()}
+    size = Preprocessing(5, 4, 1, (0.1,), (0.5,))
+    save_bundle(Bundle("rnn", ("a", "b"), size, "float32", params, {}, {}, options=options), tmp_path / "bundle")
+    found = load_bundle(tmp_path / "bundle")
+    assert found.options == options
+    assert found.definition().params == definition.params
+    sign(tmp_path / "bundle", options={"hidden": 7})
+    assert "and rnn needs" in refusal(tmp_path / "bundle")
+    sign(tmp_path / "bundle", options={"depth": 7})
+    assert "model.json: is damaged" in refusal(tmp_path / "bundle")
+
+
 def test_a_bundle_is_two_files_and_neither_is_code(folder):
     assert sorted(path.name for path in folder.iterdir()) == [FACTS, WEIGHTS]
     assert sorted(load_file(folder / WEIGHTS)) == [

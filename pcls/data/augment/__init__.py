@@ -45,18 +45,22 @@ def model_inputs(
     section: AugmentSection,
     preprocessing: Preprocessing,
     dtype: jnp.dtype,
+    lengths: Array | None = None,
 ) -> tuple[Array, Mixture | None]:
-    """A training batch as the model sees it: augmented, mixed, normalised, erased.
+    """A training batch as the model sees it: augmented, mixed, normalised, erased. Sequences are normalised only.
 
     Args:
-      images: [batch, height, width, channels] uint8.
+      images: [batch, height, width, channels] uint8, or sequences as `normalise` takes them.
       labels, weights, keys: [batch].
       section, preprocessing: of the recipe.
       dtype: of the result.
+      lengths: [batch], steps of sequences that count; None: pictures.
 
     Returns:
       The same shape in `dtype`, and what was mixed in; None: the recipe mixes nothing.
     """
+    if lengths is not None:
+        return normalise(images, preprocessing, dtype, lengths), None
     images = augment(images, keys, section, mean_colour(preprocessing))
     mixture = mix(images, labels, weights, keys, section) if section.mixes else None
     images = normalise(images if mixture is None else mixture.images, preprocessing, dtype)

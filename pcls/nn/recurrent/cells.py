@@ -21,6 +21,8 @@ Reset = Literal["after", "before"]
 Carry = tuple[Array, ...]
 # The first is the recurrent kernel [hidden, gates * hidden].
 Weights = tuple[Array, ...]
+# What a step keeps for its gradient, each [batch, n].
+Saved = tuple[Array, ...]
 
 
 class Cell(Protocol):
@@ -34,7 +36,7 @@ class Cell(Protocol):
     def states(self) -> int:
         """Arrays in the carry."""
 
-    def step(self, projected: Array, weights: Weights, carry: Carry) -> tuple[Carry, Array]:
+    def step(self, projected: Array, weights: Weights, carry: Carry) -> tuple[Carry, Saved]:
         """One time step.
 
         Args:
@@ -43,27 +45,26 @@ class Cell(Protocol):
           carry: before the step.
 
         Returns:
-          The carry after it, and what the gradient needs beside the carries: [batch, n].
+          The carry after it, and what the gradient needs beside the hidden states.
         """
 
-    def step_gradient(
-        self, saved: Array, weights: Weights, before: Carry, after: Carry, grads: Carry
-    ) -> tuple[Array, Carry]:
+    def step_gradient(self, saved: Saved, weights: Weights, hidden: Array, grads: Carry) -> tuple[Array, Carry]:
         """Back over one time step; all float32 but the weights.
 
         Args:
-          saved, weights, before, after: of the step.
+          saved, weights: of the step.
+          hidden: before it.
           grads: of the carry after it.
 
         Returns:
           The gradients of the projection and of the carry before it.
         """
 
-    def weight_gradients(self, saved: Array, hidden: Array, grads: Array) -> Weights:
+    def weight_gradients(self, saved: Saved, hidden: Array, grads: Array) -> Weights:
         """The weights' gradients, float32.
 
         Args:
-          saved: of all steps and examples, [rows, n].
+          saved: of all steps and examples, [rows, n] each.
           hidden: the hidden states before them, [rows, hidden].
           grads: of the projections, [rows, gates * hidden].
         """
@@ -78,23 +79,20 @@ class SimpleRNN:
     gates = 1
     states = 1
 
-    def step(self, projected: Array, weights: Weights, carry: Carry) -> tuple[Carry, Array]:
-        """As the protocol says."""
-        f = jnp.tanh if self.activation == "tanh" else jax.nn.relu
-        hidden = f(projected + product(carry[0], weights[0]))
-        return (hidden,), hidden[:, :0]
+    def step(self, projected: Array, weights: Weights, carry: Carry) -> tuple[Carry, Saved]:
+        """As the protocol says; saved is the slope, which both activations give from their value."""
+        z = projected + product(carry[0], weights[0])
+        if self.activation == "tanh":
+            hidden = jnp.tanh(z)
+            return (hidden,), (1 - hidden * hidden,)
+        return (jax.nn.relu(z),), ((z > 0).astype(z.dtype),)
 
-    def step_gradient(
-        self, saved: Array, weights: Weights, before: Carry, after: Carry, grads: Carry
-    ) -> tuple[Array, Carry]:
+    def step_gradient(self, saved: Saved, weights: Weights, hidden: Array, grads: Carry) -> tuple[Array, Carry]:
         """As the protocol says."""
-        (hidden,) = after
-        # Both activations give their slope from their value.
-        slope = 1 - hidden * hidden if self.activation == "tanh" else (hidden > 0).astype(hidden.dtype)
-        grad = grads[0] * slope
+        grad = grads[0] * saved[0]
         return grad, (product(grad, weights[0].T),)
 
-    def weight_gradients(self, saved: Array, hidden: Array, grads: Array) -> Weights:
+    def weight_gradients(self, saved: Saved, hidden: Array, grads: Array) -> Weights:
         """As the protocol says."""
         return (outer(hidden, grads),)
 
@@ -106,38 +104,32 @@ class LSTM:
     gates = 4
     states = 2
 
-    def step(self, projected: Array, weights: Weights, carry: Carry) -> tuple[Carry, Array]:
-        """As the protocol says."""
+    def step(self, projected: Array, weights: Weights, carry: Carry) -> tuple[Carry, Saved]:
+        """As the protocol says.
+
+        Saved are the factors by which gradients go back, made here where their parts are at hand: to the gates' inputs
+        [batch, 4 * hidden], from the hidden state to the cell, and from the cell to the one before.
+        """
         hidden, cell = carry
-        size = hidden.shape[-1]
+        half, whole = jnp.full(hidden.shape[-1], 0.5), jnp.ones(hidden.shape[-1])
         # One tanh for all gates, because sigmoid(x) = (1 + tanh(x / 2)) / 2: a third of the time of exp and division.
-        half, whole = jnp.full(size, 0.5), jnp.ones(size)
-        scale = jnp.concatenate([half, half, whole, half])
-        saved = jnp.tanh(scale * (projected + product(hidden, weights[0])))
-        i, f, g, o = jnp.split(saved, 4, -1)
-        cell = _open(f) * cell + _open(i) * g
-        return (_open(o) * jnp.tanh(cell), cell), saved
+        z = projected + product(hidden, weights[0])
+        i, f, g, o = jnp.split(jnp.tanh(jnp.concatenate([half, half, whole, half]) * z), 4, -1)
+        new = _open(f) * cell + _open(i) * g
+        squashed = jnp.tanh(new)
+        factors = [g * _slope(i), cell * _slope(f), _open(i) * (1 - g * g), squashed * _slope(o)]
+        saved = jnp.concatenate(factors, -1), _open(o) * (1 - squashed * squashed), _open(f)
+        return (_open(o) * squashed, new), saved
 
-    def step_gradient(
-        self, saved: Array, weights: Weights, before: Carry, after: Carry, grads: Carry
-    ) -> tuple[Array, Carry]:
+    def step_gradient(self, saved: Saved, weights: Weights, hidden: Array, grads: Carry) -> tuple[Array, Carry]:
         """As the protocol says."""
-        i, f, g, o = jnp.split(saved, 4, -1)
+        to_gates, to_cell, kept = saved
         grad_hidden, grad_cell = grads
-        squashed = jnp.tanh(after[1])
-        grad_cell = grad_cell + grad_hidden * _open(o) * (1 - squashed * squashed)
-        grad = jnp.concatenate(
-            [
-                grad_cell * g * _slope(i),
-                grad_cell * before[1] * _slope(f),
-                grad_cell * _open(i) * (1 - g * g),
-                grad_hidden * squashed * _slope(o),
-            ],
-            -1,
-        )
-        return grad, (product(grad, weights[0].T), grad_cell * _open(f))
+        grad_cell = grad_cell + grad_hidden * to_cell
+        grad = jnp.concatenate([grad_cell, grad_cell, grad_cell, grad_hidden], -1) * to_gates
+        return grad, (product(grad, weights[0].T), grad_cell * kept)
 
-    def weight_gradients(self, saved: Array, hidden: Array, grads: Array) -> Weights:
+    def weight_gradients(self, saved: Saved, hidden: Array, grads: Array) -> Weights:
         """As the protocol says."""
         return (outer(hidden, grads),)
 
@@ -159,8 +151,12 @@ class GRU:
     gates = 3
     states = 1
 
-    def step(self, projected: Array, weights: Weights, carry: Carry) -> tuple[Carry, Array]:
-        """As the protocol says; saved are the gates' tanh, and with `after` what the reset gate is multiplied with."""
+    def step(self, projected: Array, weights: Weights, carry: Carry) -> tuple[Carry, Saved]:
+        """As the protocol says.
+
+        Saved are the reset gate, the factors from the hidden state to the inputs of the new gate, of the update gate
+        and to the state before, and from the new gate's input to the reset gate's (with `before`: from r h to it).
+        """
         (hidden,) = carry
         size = hidden.shape[-1]
         if self.reset == "after":
@@ -168,39 +164,34 @@ class GRU:
             reset, update = jnp.split(jnp.tanh((projected + recurrent)[:, : 2 * size] / 2), 2, -1)
             inner = recurrent[:, 2 * size :] + weights[1].astype(jnp.float32)
             new = jnp.tanh(projected[:, 2 * size :] + _open(reset) * inner)
-            saved = [reset, update, new, inner]
         else:
             gates = projected[:, : 2 * size] + product(hidden, weights[0][:, : 2 * size])
             reset, update = jnp.split(jnp.tanh(gates / 2), 2, -1)
+            inner = hidden
             new = jnp.tanh(projected[:, 2 * size :] + product(_open(reset) * hidden, weights[0][:, 2 * size :]))
-            saved = [reset, update, new]
-        return (new + _open(update) * (hidden - new),), jnp.concatenate(saved, -1)
+        to_new, to_update = (1 - _open(update)) * (1 - new * new), (hidden - new) * _slope(update)
+        saved = _open(reset), to_new, to_update, _open(update), inner * _slope(reset)
+        return (new + _open(update) * (hidden - new),), saved
 
-    def step_gradient(
-        self, saved: Array, weights: Weights, before: Carry, after: Carry, grads: Carry
-    ) -> tuple[Array, Carry]:
+    def step_gradient(self, saved: Saved, weights: Weights, hidden: Array, grads: Carry) -> tuple[Array, Carry]:
         """As the protocol says."""
-        (hidden,), (grad_hidden,) = before, grads
-        size = hidden.shape[-1]
-        reset, update, new, *inner = jnp.split(saved, saved.shape[-1] // size, -1)
-        grad_new = grad_hidden * (1 - _open(update)) * (1 - new * new)
-        grad_update = grad_hidden * (hidden - new) * _slope(update)
-        kept = grad_hidden * _open(update)
+        reset, to_new, to_update, kept, to_reset = saved
+        (grad,) = grads
+        size = grad.shape[-1]
+        new, update = grad * to_new, grad * to_update
         if self.reset == "after":
-            grad_reset = grad_new * inner[0] * _slope(reset)
-            back = jnp.concatenate([grad_reset, grad_update, grad_new * _open(reset)], -1)
-            before_grad = kept + product(back, weights[0].T)
+            gates = jnp.concatenate([new * to_reset, update], -1)
+            before = grad * kept + product(jnp.concatenate([gates, new * reset], -1), weights[0].T)
         else:
-            grad_scaled = product(grad_new, weights[0][:, 2 * size :].T)
-            grad_reset = grad_scaled * hidden * _slope(reset)
-            gates = jnp.concatenate([grad_reset, grad_update], -1)
-            before_grad = kept + grad_scaled * _open(reset) + product(gates, weights[0][:, : 2 * size].T)
-        return jnp.concatenate([grad_reset, grad_update, grad_new], -1), (before_grad,)
+            scaled = product(new, weights[0][:, 2 * size :].T)
+            gates = jnp.concatenate([scaled * to_reset, update], -1)
+            before = grad * kept + scaled * reset + product(gates, weights[0][:, : 2 * size].T)
+        return jnp.concatenate([gates, new], -1), (before,)
 
-    def weight_gradients(self, saved: Array, hidden: Array, grads: Array) -> Weights:
+    def weight_gradients(self, saved: Saved, hidden: Array, grads: Array) -> Weights:
         """As the protocol says."""
-        size = hidden.shape[-1]
-        reset, gates, new = _open(saved[:, :size]), grads[:, : 2 * size], grads[:, 2 * size :]
+        size, reset = hidden.shape[-1], saved[0]
+        gates, new = grads[:, : 2 * size], grads[:, 2 * size :]
         if self.reset == "before":
             return (jnp.concatenate([outer(hidden, gates), outer(reset * hidden, new)], -1),)
         inner = new * reset

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -41,9 +42,7 @@ class Direction(nnx.Module):
         gates = cell.gates
         self.kernel = nnx.Param(nnx.initializers.glorot_uniform()(rngs.params(), (inputs, gates * hidden), jnp.float32))
         self.bias = nnx.Param(_bias(cell, hidden))
-        orthogonal = nnx.initializers.orthogonal()
-        parts = [orthogonal(rngs.params(), (hidden, hidden), jnp.float32) for _ in range(gates)]
-        self.recurrent = nnx.Param(jnp.concatenate(parts, 1))
+        self.recurrent = nnx.Param(_recurrent_start(cell, hidden, rngs.params()))
         reset_after = cell == GRU("after")
         self.reset_bias = nnx.Param(jnp.zeros(hidden, jnp.float32)) if reset_after else None
 
@@ -52,6 +51,17 @@ class Direction(nnx.Module):
         recurrent = (self.recurrent,) if self.reset_bias is None else (self.recurrent, self.reset_bias)
         kernel, bias, *weights = (weight[...].astype(x.dtype) for weight in (self.kernel, self.bias, *recurrent))
         return Stream(x, kernel, bias, tuple(weights), carry, mask)
+
+
+def _recurrent_start(cell: Cell, hidden: int, key: Array) -> Array:
+    """[hidden, gates * hidden], orthogonal for each gate."""
+    if cell == SimpleRNN("relu"):
+        # It first sums its inputs: long gradients neither vanish nor explode. Source: Le et al. 2015.
+        return jnp.eye(hidden)
+    # All gates in one decomposition: each would be compiled anew.
+    draw = nnx.initializers.orthogonal()
+    gates = jax.vmap(lambda key: draw(key, (hidden, hidden), jnp.float32))(jax.random.split(key, cell.gates))
+    return jnp.concatenate(list(gates), 1)
 
 
 def _bias(cell: Cell, hidden: int) -> Array:

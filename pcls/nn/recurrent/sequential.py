@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pcls.nn.platform import target_platform
-from pcls.nn.recurrent.cells import Carry, Cell, Weights, outer
+from pcls.nn.recurrent.cells import Carry, Cell, Saved, Weights, outer
 
 # On CPU a turn of a loop costs about 5 microseconds: for small states that is more than the step itself.
 UNROLLED_ON_CPU, UNROLLED_HIDDEN = 32, 64
@@ -123,18 +123,18 @@ def _in_chunks(run: Any, streams: Sequence[Stream], flows: Array | None, chunk: 
     return list(zip(outputs, carries, strict=True))
 
 
-class Saved(NamedTuple):
+class Run(NamedTuple):
     """What the gradient needs of a stream; arrays over time.
 
     Attributes:
       stream: itself.
-      steps: what the cell saved of each step.
-      after: the carry after each step.
+      saved: what the cell saved of each step.
+      hidden: the state after each step.
     """
 
     stream: Stream
-    steps: Array
-    after: Carry
+    saved: Saved
+    hidden: Array
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -144,7 +144,7 @@ def _run(cell: Cell, unroll: int, streams: tuple[Stream, ...], flows: Array | No
 
 def _forward(
     cell: Cell, unroll: int, streams: tuple[Stream, ...], flows: Array | None
-) -> tuple[list[tuple[Array, Carry]], tuple[list[Saved], Array | None]]:
+) -> tuple[list[tuple[Array, Carry]], tuple[list[Run], Array | None]]:
     def step(carries: list[Carry], inputs: list[Any]) -> tuple[list[Carry], list[Any]]:
         """A step of every stream."""
         found = [_step(cell, *parts) for parts in zip(streams, carries, inputs, strict=True)]
@@ -152,9 +152,8 @@ def _forward(
 
     inputs = [(jnp.einsum("tbi,ig->tbg", stream.x, stream.kernel) + stream.bias, stream.mask) for stream in streams]
     last, kept = jax.lax.scan(step, [stream.carry for stream in streams], inputs, unroll=unroll)
-    saved = [Saved(stream, *arrays) for stream, arrays in zip(streams, kept, strict=True)]
-    results = [(_outputs(one), carry) for one, carry in zip(saved, last, strict=True)]
-    return results, (saved, flows)
+    runs = [Run(stream, *arrays) for stream, arrays in zip(streams, kept, strict=True)]
+    return [(_outputs(run), carry) for run, carry in zip(runs, last, strict=True)], (runs, flows)
 
 
 def _step(cell: Cell, stream: Stream, carry: Carry, inputs: tuple[Array, Array | None]) -> tuple[Carry, Any]:
@@ -163,12 +162,12 @@ def _step(cell: Cell, stream: Stream, carry: Carry, inputs: tuple[Array, Array |
     if mask is not None:
         new = _where(mask, new, carry)
     # Kept over all steps in the compute type.
-    return new, jax.tree.map(lambda array: array.astype(projected.dtype), (saved, new))
+    return new, jax.tree.map(lambda array: array.astype(projected.dtype), (saved, new[0]))
 
 
-def _outputs(saved: Saved) -> Array:
-    mask, hidden = saved.stream.mask, saved.after[0]
-    return hidden if mask is None else jnp.where(mask[..., None], hidden, 0)
+def _outputs(run: Run) -> Array:
+    mask = run.stream.mask
+    return run.hidden if mask is None else jnp.where(mask[..., None], run.hidden, 0)
 
 
 def _where(mask: Array, counted: Any, otherwise: Any) -> Any:
@@ -176,60 +175,54 @@ def _where(mask: Array, counted: Any, otherwise: Any) -> Any:
 
 
 def _backward(
-    cell: Cell, unroll: int, saved: tuple[list[Saved], Array | None], grads: list[tuple[Array, Carry]]
+    cell: Cell, unroll: int, saved: tuple[list[Run], Array | None], grads: list[tuple[Array, Carry]]
 ) -> tuple[tuple[Stream, ...], None]:
-    streams, flows = saved
-    befores = [_before(one) for one in streams]
+    runs, flows = saved
+    befores = [_hidden_before(run) for run in runs]
 
     def step(carries: list[Carry], inputs: tuple[Any, Any]) -> tuple[list[Carry], list[Array]]:
         """Back over a step of every stream."""
         found = [
-            _step_gradient(cell, one.stream, carry, part, inputs[1])
-            for one, carry, part in zip(streams, carries, inputs[0], strict=True)
+            _step_gradient(cell, run.stream, carry, part, inputs[1])
+            for run, carry, part in zip(runs, carries, inputs[0], strict=True)
         ]
         return [carry for carry, _ in found], [grad for _, grad in found]
 
     inputs = [
-        (grad, one.steps, before, one.after, one.stream.mask)
-        for one, before, (grad, _) in zip(streams, befores, grads, strict=True)
+        (grad, run.saved, before, run.stream.mask) for run, before, (grad, _) in zip(runs, befores, grads, strict=True)
     ]
     first, projected = jax.lax.scan(step, [carry for _, carry in grads], (inputs, flows), reverse=True, unroll=unroll)
     return tuple(
-        _stream_gradient(cell, one, before[0], grad, carry)
-        for one, before, grad, carry in zip(streams, befores, projected, first, strict=True)
+        _stream_gradient(cell, run, before, grad, carry)
+        for run, before, grad, carry in zip(runs, befores, projected, first, strict=True)
     ), None
 
 
-def _before(saved: Saved) -> Carry:
-    """The carry before each step."""
-    return jax.tree.map(
-        lambda start, after: jnp.concatenate([start[None].astype(after.dtype), after[:-1]]),
-        saved.stream.carry,
-        saved.after,
-    )
+def _hidden_before(run: Run) -> Array:
+    """The hidden state before each step."""
+    return jnp.concatenate([run.stream.carry[0][None].astype(run.hidden.dtype), run.hidden[:-1]])
 
 
 def _step_gradient(
     cell: Cell, stream: Stream, carry: Carry, inputs: tuple[Any, ...], flows: Array | None
 ) -> tuple[Carry, Array]:
-    grad_output, *kept, mask = inputs
-    saved, before, after = jax.tree.map(lambda array: array.astype(jnp.float32), tuple(kept))
-    grads = (carry[0] + grad_output.astype(jnp.float32), *carry[1:])
-    grad, new = cell.step_gradient(saved, stream.weights, before, after, grads)
+    grad_output, saved, hidden, mask = inputs
+    grad_output, saved, hidden = jax.tree.map(lambda array: array.astype(jnp.float32), (grad_output, saved, hidden))
+    grad, new = cell.step_gradient(saved, stream.weights, hidden, (carry[0] + grad_output, *carry[1:]))
     if mask is not None:
         # A step that does not count neither moves the carry nor gives an output.
         grad, new = jnp.where(mask[:, None], grad, 0), _where(mask, new, carry)
     if flows is not None:
         new = jax.tree.map(lambda array: jnp.where(flows, array, 0), new)
-    return new, grad.astype(grad_output.dtype)
+    return new, grad.astype(stream.x.dtype)
 
 
-def _stream_gradient(cell: Cell, saved: Saved, hidden: Array, grad: Array, carry: Carry) -> Stream:
-    stream = saved.stream
+def _stream_gradient(cell: Cell, run: Run, hidden: Array, grad: Array, carry: Carry) -> Stream:
+    stream = run.stream
     # With the batch outermost the rows of one device stay together when time and batch become one axis. As a product
     # over both axes it is the same, but on CPU XLA turns its operands around first: an LSTM step takes 203 ms, not 166.
-    x, steps, hidden, rows = (_rows(array) for array in (stream.x, saved.steps, hidden, grad))
-    weights = cell.weight_gradients(steps, hidden, rows)
+    x, saved, hidden, rows = jax.tree.map(_rows, (stream.x, run.saved, hidden, grad))
+    weights = cell.weight_gradients(saved, hidden, rows)
     found = Stream(
         x=jnp.einsum("tbg,ig->tbi", grad, stream.kernel),
         kernel=outer(x, rows),
