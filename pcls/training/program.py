@@ -226,7 +226,7 @@ class Program:
             in_shardings=(self.state_shardings, *inputs),
             out_shardings=(self.state_shardings, replicated(self.mesh)),
             donate_argnums=0,
-            compiler_options=_compiler_options(self.platform),
+            compiler_options=_compiler_options(self.platform, self.model),
         )
 
     def _init(self) -> TrainState:
@@ -480,9 +480,10 @@ def steps_that_fit(plan: Plan, batch_bytes: int) -> int:
     return max(1, min(between, DISPATCH_BYTES // batch_bytes))
 
 
-def _compiler_options(platform: str) -> dict[str, Any] | None:
+def _compiler_options(platform: str, model: ModelDef) -> dict[str, Any] | None:
     # jax 0.10 gives a CPU's convolutions without padding to YNN: a step of cnn28 takes 34 ms instead of 21. Naming the
-    # matrix products alone leaves them to Eigen, as jax 0.12 does by itself.
-    slow_convolutions = platform == "cpu" and jax.__version_info__ < (0, 11)
+    # matrix products alone leaves them to Eigen, as jax 0.12 does by itself; it costs an LSTM's step 12 %.
+    convolutions = any(len(param.shape) == 4 for param in model.params.values())
+    slow = platform == "cpu" and jax.__version_info__ < (0, 11) and convolutions
     ynn = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-    return ynn if slow_convolutions else None
+    return ynn if slow else None
