@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pcls.nn.recurrent.products import outer, product
+
 Activation = Literal["tanh", "relu"]
 Reset = Literal["after", "before"]
 
@@ -206,13 +208,3 @@ def _open(tanh: Array) -> Array:
 def _slope(tanh: Array) -> Array:
     """The derivative of sigmoid at x, from tanh(x / 2)."""
     return 0.25 * (1 - tanh * tanh)
-
-
-def product(hidden: Array, kernel: Array) -> Array:
-    """[batch, n] float32 by [n, m] in the compute type, to float32."""
-    return jnp.dot(hidden.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
-
-
-def outer(rows: Array, grads: Array) -> Array:
-    """[rows, n] and [rows, m] to [n, m] float32."""
-    return jax.lax.dot_general(rows, grads, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
