@@ -38,7 +38,7 @@ TWINS = {
     "imagenet_convnext_tiny": [*ANY_NUMBER, "optimizer.warmup=1 steps"],
     "imagenet_sequencer2d_s": [*ANY_NUMBER, "optimizer.warmup=1 steps"],
     # What buckets change is tested by training/test_sequences.py; each is compiled for itself.
-    **dict.fromkeys(("spoken_digits_lstm", "spoken_digits_crnn", "japanese_vowels_gru"), ["data.buckets=1"]),
+    **{key: ["data.buckets=1"] for key in ("spoken_digits_lstm", "spoken_digits_crnn", "japanese_vowels_gru")},
     "mnist_pixels_lru": ["data.image_size=8", "optimizer.warmup=1 steps"],
     "mnist_pixels_mingru": ["data.image_size=8", "optimizer.warmup=1 steps"],
     "cifar10_resnet18": [*ANY_NUMBER, "data.source=folder", "optimizer.warmup=1 steps"],
