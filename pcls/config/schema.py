@@ -254,6 +254,10 @@ class ModelSection(Section):
       layers: recurrent layers; 0: the same.
       bidirectional: recurrent layers run from both ends; null: the same.
       truncate: steps that gradients go back over in layers that run step by step; 0: all.
+      chunk: of layers that run step by step, the backward pass keeps one state in so many steps and runs the steps
+        between again: less memory for long sequences, about a third more time; 0: it keeps all.
+      form: how linear recurrences run: `sequential` (step by step) or `parallel` (by associative scans); null: as is
+        faster on the device.
     """
 
     name: Annotated[str, Field(min_length=1)] = "cnn28"
@@ -267,6 +271,8 @@ class ModelSection(Section):
     layers: Annotated[int, Field(ge=0, le=1024)] = 0
     bidirectional: bool | None = None
     truncate: Annotated[int, Field(ge=0, le=2**24)] = 0
+    chunk: Annotated[int, Field(ge=0, le=2**24)] = 0
+    form: Literal["sequential", "parallel"] | None = None
 
     @property
     def options(self) -> dict[str, Any]:

@@ -60,7 +60,8 @@ _imagenet = partial(_staged, image_size=224, min_size=32, classes=1000)
 _sequencer = partial(_imagenet, min_size=14)
 _SEQUENCE = frozenset(("read", "patch", "hidden", "layers", "bidirectional", "dropout"))
 _sequence = partial(_classic, min_size=1, options=_SEQUENCE, reads=get_args(Order), lengths=True)
-_stepwise = partial(_sequence, options=_SEQUENCE | {"truncate"})
+_stepwise = partial(_sequence, options=_SEQUENCE | {"truncate", "chunk"})
+_linear = partial(_sequence, options=_SEQUENCE | {"form"})
 
 MODELS: dict[str, Entry] = {
     "cnn28": _classic("two convolutions and two dense layers", Cnn28, min_size=10, options=frozenset(("dropout",))),
@@ -83,13 +84,13 @@ MODELS: dict[str, Entry] = {
         "LSTM over rows, pixels, ... (Hochreiter & Schmidhuber 1997; Gers et al. 2000)",
         partial(SequenceClassifier, "lstm"),
     ),
-    "lru": _sequence(
+    "lru": _linear(
         "blocks of linear recurrent units and gated channels, over rows, pixels, ... (Orvieto et al. 2023)",
         partial(LinearSequenceClassifier, LRU),
     ),
-    "mingru": _sequence("the same with minGRU (Feng et al. 2024)", partial(LinearSequenceClassifier, MinGRU)),
-    "minlstm": _sequence("the same with minLSTM (Feng et al. 2024)", partial(LinearSequenceClassifier, MinLSTM)),
-    "rglru": _sequence("the same with RG-LRU (De et al. 2024)", partial(LinearSequenceClassifier, RGLRU)),
+    "mingru": _linear("the same with minGRU (Feng et al. 2024)", partial(LinearSequenceClassifier, MinGRU)),
+    "minlstm": _linear("the same with minLSTM (Feng et al. 2024)", partial(LinearSequenceClassifier, MinLSTM)),
+    "rglru": _linear("the same with RG-LRU (De et al. 2024)", partial(LinearSequenceClassifier, RGLRU)),
     "crnn": _sequence(
         "three convolutions and a bidirectional LSTM over time (Shi et al. 2015)",
         Crnn,
@@ -139,6 +140,8 @@ def define_model(
     layers: int = 0,
     bidirectional: bool | None = None,
     truncate: int = 0,
+    chunk: int = 0,
+    form: str | None = None,
 ) -> ModelDef:
     """A model for images of a size, without its arrays.
 
@@ -151,6 +154,8 @@ def define_model(
       read, patch: the order in which an image is read, and the size of patches; None, 0: as is customary for the model.
       hidden, layers, bidirectional: sizes of recurrent layers; 0, None: the customary ones.
       truncate: steps that gradients go back over; 0: all.
+      chunk: steps of which the backward pass keeps one state; 0: it keeps all.
+      form: of linear recurrences; None: the fastest.
 
     Raises:
       UserError: unknown name, images too small for it, an option that it does not have, or one that it has not so.
@@ -171,6 +176,8 @@ def define_model(
         "layers": layers,
         "bidirectional": bidirectional,
         "truncate": truncate,
+        "chunk": chunk,
+        "form": form,
     }
     # `bidirectional: false` is a wish too, where a model is so by custom.
     options = {key: value for key, value in options.items() if value or value is False}

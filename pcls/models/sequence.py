@@ -13,6 +13,7 @@ from jax import Array
 from pcls.models.reading import CUSTOMARY_PATCH, Order, Reading
 from pcls.nn.dropout import Dropout
 from pcls.nn.recurrent import Recurrent
+from pcls.nn.recurrent.linear import Form
 from pcls.nn.recurrent.linear_layers import LinearLayer, MinGRU, MinLSTM
 from pcls.nn.training import TrainingPass
 
@@ -32,7 +33,7 @@ class SequenceClassifier(nnx.Module):
       hidden: states of a layer in each direction.
       layers: how many.
       bidirectional: each layer runs from both ends.
-      truncate: gradients go back over so many steps at most; 0: to the first.
+      truncate, chunk: of the scan (`pcls.nn.recurrent.sequential.Scan`).
       dropout: between layers and before the head.
       dtype: of the computation.
     """
@@ -51,6 +52,7 @@ class SequenceClassifier(nnx.Module):
         layers: int = 1,
         bidirectional: bool = False,
         truncate: int = 0,
+        chunk: int = 0,
         dropout: float = 0.0,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
@@ -63,6 +65,7 @@ class SequenceClassifier(nnx.Module):
             layers=layers,
             bidirectional=bidirectional,
             truncate=truncate,
+            chunk=chunk,
             dropout=dropout,
             dtype=dtype,
             rngs=rngs,
@@ -100,11 +103,12 @@ class LinearBlock(nnx.Module):
         drop: Dropout,
         *,
         bidirectional: bool,
+        form: Form | None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.layer = LinearLayer(cell, width, width, bidirectional=bidirectional, dtype=dtype, rngs=rngs)
+        self.layer = LinearLayer(cell, width, width, bidirectional=bidirectional, form=form, dtype=dtype, rngs=rngs)
         self.mix = nnx.Linear(width * (2 if bidirectional else 1), 2 * width, dtype=dtype, rngs=rngs)
         self.drop = drop
 
@@ -133,6 +137,7 @@ class LinearSequenceClassifier(nnx.Module):
       hidden: channels between the layers, and states of a layer in each direction.
       layers: how many.
       bidirectional: each layer runs from both ends.
+      form: of the recurrences; None: the fastest.
       dropout: in each block and before the head.
       dtype: of the computation.
     """
@@ -150,6 +155,7 @@ class LinearSequenceClassifier(nnx.Module):
         hidden: int = 128,
         layers: int = 4,
         bidirectional: bool = False,
+        form: Form | None = None,
         dropout: float = 0.0,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
@@ -162,7 +168,10 @@ class LinearSequenceClassifier(nnx.Module):
         self.encoder = nnx.Linear(features, hidden, dtype=dtype, rngs=rngs)
         drops = [Dropout(dropout, place) for place in range(layers)]
         self.blocks = nnx.List(
-            [LinearBlock(cell, hidden, drop, bidirectional=bidirectional, dtype=dtype, rngs=rngs) for drop in drops]
+            [
+                LinearBlock(cell, hidden, drop, bidirectional=bidirectional, form=form, dtype=dtype, rngs=rngs)
+                for drop in drops
+            ]
         )
         self.norm = nnx.LayerNorm(hidden, dtype=dtype, rngs=rngs)
         self.dropout = Dropout(dropout, layers)

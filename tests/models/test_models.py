@@ -356,6 +356,8 @@ STEPWISE = "rnn, irnn, gru, lstm"
         ("cnn28", "layers", 2, f"{STEPWISE}, {LINEAR}, crnn"),
         ("crnn", "bidirectional", False, f"{STEPWISE}, {LINEAR}"),
         ("lru", "truncate", 10, STEPWISE),
+        ("rglru", "chunk", 4, STEPWISE),
+        ("gru", "form", "parallel", LINEAR),
     ],
 )
 def test_an_option_that_a_model_does_not_have_is_refused_with_those_that_have_it(name, option, value, having):

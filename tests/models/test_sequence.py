@@ -154,6 +154,18 @@ def test_truncated_gradients_end_at_the_start_of_a_block():
     assert reach == {0: [True] * 4, 2: [False] * 2 + [True] * 2}
 
 
+@pytest.mark.parametrize(
+    ("name", "option"), [("lstm", {"chunk": 3}), ("lru", {"form": "parallel"}), ("rglru", {"form": "parallel"})]
+)
+def test_how_a_recurrence_runs_changes_no_logits(name, option):
+    size = {"height": 7, "width": 3, "channels": 1, "classes": 2, "hidden": 4}
+    model = define_model(name, **size)
+    params, stats = model.init(jax.random.key(0))
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 3, 1)), jnp.float32)
+    logits = [defined.apply(params, stats, images)[0] for defined in (model, define_model(name, **size, **option))]
+    np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_two_dropping_layers_drop_alike(name):
     model = define_model(name, height=8, width=8, channels=1, classes=3, hidden=4, layers=3, dropout=0.25)
