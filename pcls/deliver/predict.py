@@ -15,6 +15,7 @@ from PIL import Image
 from pcls.data.augment import normalise
 from pcls.data.decode import DecodeError, decode, fit
 from pcls.data.preprocessing import Preprocessing, SequenceFeatures
+from pcls.data.sources.arrays import DAMAGED_HEADER
 from pcls.data.sources.audio import check_audio, log_mel
 from pcls.data.sources.folder import read_file
 from pcls.data.sources.source import Unreadable
@@ -170,7 +171,7 @@ def _npy(path: Path) -> np.ndarray:
     try:
         # Mapped: a header that claims more than the file holds is refused before memory is taken.
         return np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, *DAMAGED_HEADER) as error:
         raise DecodeError(f"no .npy file of NumPy ({first_line(error)})") from error
 
 

@@ -206,8 +206,9 @@ def test_sequences_that_cannot_be_read_are_told_in_their_place(reader, tmp_path)
     (tmp_path / "text.npy").write_bytes(b"1,2,3")
     (tmp_path / "empty.npy").touch()
     np.save(tmp_path / "objects.npy", np.array([{}, None]))
+    (tmp_path / "header.npy").write_bytes(whole.replace(b"'descr'", b"[[[[[['"))
     os.mkfifo(tmp_path / "pipe.npy")
-    names = ("good", "cut", "text", "empty", "objects", "pipe", "absent")
+    names = ("good", "cut", "text", "empty", "objects", "header", "pipe", "absent")
     arrays = [
         np.zeros((0, 2)),
         np.zeros((4, 3)),
@@ -218,8 +219,8 @@ def test_sequences_that_cannot_be_read_are_told_in_their_place(reader, tmp_path)
     answers = reader.predict([*(tmp_path / f"{name}.npy" for name in names), *arrays])
     errors = [answer.error for answer in answers]
     assert errors[0] == ""
-    assert all(error.startswith("no .npy file of NumPy (") for error in errors[1:5])
-    assert errors[5:] == [
+    assert all(error.startswith("no .npy file of NumPy (") for error in errors[1:6])
+    assert errors[6:] == [
         "not a file",
         "No such file or directory",
         "float64[0, 2]; numbers [steps, 2] are needed",

@@ -6,6 +6,7 @@ import gzip
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,8 @@ MAX_NPZ_BYTES = 1 << 34
 # Deflate packs no tighter: what claims more is damaged.
 MAX_DEFLATE_RATIO = 1032
 PIECE_BYTES = 1 << 24
+# What NumPy raises beside ValueError where the header of a .npy file is no text of Python.
+DAMAGED_HEADER = (tokenize.TokenError, SyntaxError)
 
 S = TypeVar("S", bound=Source)
 T = TypeVar("T")
@@ -271,9 +274,9 @@ def _open_npz(path: Path) -> tuple[ArraySource, ArraySource | None]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = _known_arrays(path, {name.removesuffix(".npy"): name for name in archive.namelist()})
-            headers = {name: _member_header(path, archive, name, member) for name, member in members.items()}
+            headers = {name: member_header(path, archive, name, member) for name, member in members.items()}
             _check_headers(path, headers)
-            arrays = {name: _member_array(archive, members[name], header) for name, header in headers.items()}
+            arrays = {name: member_array(archive, members[name], header) for name, header in headers.items()}
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, MemoryError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(f"{path}: cannot be read ({reason}); a whole .npz archive is needed") from error
@@ -305,9 +308,9 @@ def _sources(
     path: Path, arrays: Mapping[str, np.ndarray], source: Callable[[str, np.ndarray, tuple[str, ...]], S]
 ) -> tuple[S, S | None]:
     """The training part, and that for evaluation, made by `source` from the name of its images, labels, and classes."""
-    names = _class_names(path, arrays)
+    names = class_names_of(path, arrays)
     train, *evaluation = (
-        source(images, _checked_labels(path, labels, arrays[labels], len(names)), names)
+        source(images, checked_labels(path, labels, arrays[labels], len(names)), names)
         for images, labels in PARTS
         if labels in arrays
     )
@@ -335,7 +338,18 @@ def _file_header(path: Path, name: str) -> Header:
     return header
 
 
-def _member_header(path: Path, archive: zipfile.ZipFile, name: str, member: str) -> Header:
+def member_header(path: Path, archive: zipfile.ZipFile, name: str, member: str) -> Header:
+    """What one array of an `.npz` archive holds, before memory is taken for it.
+
+    Args:
+      path: of the archive, for messages.
+      archive: opened.
+      name: of the array, for messages.
+      member: of the archive.
+
+    Raises:
+      UserError: it is no array, holds objects, or claims more than the archive can hold or is read.
+    """
     about = archive.getinfo(member)
     with archive.open(about) as file:
         header = _header(path, name, file)
@@ -353,7 +367,7 @@ def _header(path: Path, name: str, file: IO[bytes]) -> Header:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read(file)
-    except ValueError as error:
+    except (ValueError, *DAMAGED_HEADER) as error:
         raise UserError(f"{path}: {name} is no .npy array ({' '.join(str(error).split())[:120]})") from error
     if min(shape, default=0) < 0:
         raise UserError(f"{path}: {name} is no .npy array (its header claims the shape {list(shape)})")
@@ -372,7 +386,8 @@ def _check_bytes(path: Path, name: str, header: Header, size: int) -> None:
         )
 
 
-def _member_array(archive: zipfile.ZipFile, member: str, header: Header) -> np.ndarray:
+def member_array(archive: zipfile.ZipFile, member: str, header: Header) -> np.ndarray:
+    """The numbers of one array, without its shape: [values] of the header's type."""
     # Pages of an empty array are taken only as bytes arrive.
     array = np.empty(header.end - header.start, np.uint8)
     filled = 0
@@ -418,7 +433,12 @@ def _check_labels(header: Header, images: int, fail: Callable[[str], NoReturn]) 
         fail(f"has {header.shape[0]:,} values for {images:,} images")
 
 
-def _class_names(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+def class_names_of(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Those of the array `class_names`; without it 0 to the largest of `labels`.
+
+    Raises:
+      UserError: a name is empty or comes twice, or the largest label is not below the number of records.
+    """
     if "class_names" not in arrays:
         labels = arrays["labels"]
         record = int(labels.argmax())
@@ -434,8 +454,12 @@ def _class_names(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...
     return names
 
 
-def _checked_labels(path: Path, name: str, labels: np.ndarray, classes: int) -> np.ndarray:
-    """[n] int32."""
+def checked_labels(path: Path, name: str, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Labels as [n] int32.
+
+    Raises:
+      UserError: one is not in 0 to classes - 1.
+    """
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         label, record = int(labels[wrong[0]]), int(wrong[0])

@@ -20,10 +20,10 @@ from pcls.data.sources.folder import (
     MAX_FILE_BYTES,
     ClassFiles,
     FileStore,
-    _class_folders,
-    _numbered,
-    _parts,
     check_same_classes,
+    class_folders,
+    numbered_files,
+    set_parts,
     shown,
 )
 from pcls.data.sources.sequences import SequenceSource
@@ -300,7 +300,7 @@ def open_audio(
       UserError: missing, no recordings, one class only, a class without recordings, parts that disagree on the classes,
         a library is missing, or settings that do not go together.
     """
-    parts = [(part, _classes(part)) for part in _parts(path)]
+    parts = [(part, _classes(part)) for part in set_parts(path)]
     if test_match:
         if len(parts) > 1:
             raise UserError(f"data.test_match has no effect: {parts[1][0]} is evaluated on; leave it out")
@@ -317,7 +317,7 @@ def open_audio(
 def _classes(root: Path) -> ClassFiles:
     """The recordings of a part by their classes."""
     try:
-        folders = {name: list(_below(root, name)) for name in _class_folders(root)}
+        folders = {name: list(_below(root, name)) for name in class_folders(root)}
         beside = [file.removeprefix("./") for file in _in_folder(root, ".")[0]]
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be listed ({error.strerror})") from error
@@ -333,7 +333,7 @@ def _classes(root: Path) -> ClassFiles:
         raise UserError(f"{root}: no {EXTENSION} files in the class folder {empty[0]!r}; fill or remove it")
     if len(found) < 2:
         raise UserError(f"{root}: only one class, {next(iter(found))!r}; a classifier needs two or more")
-    return _numbered(found, sorted(found, key=natural_order))
+    return numbered_files(found, sorted(found, key=natural_order))
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:

@@ -126,7 +126,7 @@ def class_files(where: str, found: Mapping[str, list[str]]) -> ClassFiles:
       UserError: no images, one class only, a class without images.
     """
     names = sorted(found)
-    numbered = _numbered(found, names)
+    numbered = numbered_files(found, names)
     if not numbered.files:
         raise UserError(f"{where}: no {', '.join(EXTENSIONS)} files in folders below it; one folder a class is needed")
     if empty := [name for name in names if not found[name]]:
@@ -136,7 +136,8 @@ def class_files(where: str, found: Mapping[str, list[str]]) -> ClassFiles:
     return numbered
 
 
-def _numbered(found: Mapping[str, list[str]], names: list[str]) -> ClassFiles:
+def numbered_files(found: Mapping[str, list[str]], names: list[str]) -> ClassFiles:
+    """The files of classes, numbered in the order of `names`; a class may have none."""
     files = [file for name in names for file in sorted(found.get(name, []))]
     labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(found.get(name, [])) for name in names])
     return ClassFiles(tuple(names), files, labels)
@@ -162,7 +163,7 @@ def open_folder(root: Path) -> tuple[ImageSource, ImageSource | None]:
     Raises:
       UserError: missing, no images, one class only, a class without images, parts that disagree on the classes.
     """
-    train, *others = [(part, class_files(str(part), _found(part))) for part in _parts(root)]
+    train, *others = [(part, class_files(str(part), _found(part))) for part in set_parts(root)]
     for part, classes in others:
         check_same_classes(str(root), train[1].class_names, part.name, classes.class_names)
     return _source(*train), _source(*others[0]) if others else None
@@ -174,16 +175,20 @@ def open_folder_as_it_is(root: Path) -> tuple[ImageSource, ImageSource | None]:
     Raises:
       UserError: missing, or no images at all.
     """
-    found = {part: _found(part) for part in _parts(root)}
+    found = {part: _found(part) for part in set_parts(root)}
     names = sorted(set().union(*found.values()))
-    train, *others = [_source(part, _numbered(classes, names)) for part, classes in found.items()]
+    train, *others = [_source(part, numbered_files(classes, names)) for part, classes in found.items()]
     if not len(train) and not any(map(len, others)):
         raise UserError(f"{root}: no {', '.join(EXTENSIONS)} files in folders below it; one folder a class is needed")
     return train, others[0] if others else None
 
 
-def _parts(root: Path) -> list[Path]:
-    """The folder itself; or that of training, and that of evaluation if there is one."""
+def set_parts(root: Path) -> list[Path]:
+    """The folder itself; or that of training, and that of evaluation if there is one.
+
+    Raises:
+      UserError: there is no such folder.
+    """
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; data.path needs the folder that holds one folder a class")
     if not (root / "train").is_dir():
@@ -194,7 +199,7 @@ def _parts(root: Path) -> list[Path]:
 def _found(root: Path) -> dict[str, list[str]]:
     """Class folder -> paths of its images."""
     try:
-        return {name: list(_images_below(root, name)) for name in _class_folders(root)}
+        return {name: list(_images_below(root, name)) for name in class_folders(root)}
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be listed ({error.strerror})") from error
 
@@ -203,7 +208,13 @@ def _source(root: Path, classes: ClassFiles) -> ImageSource:
     return ImageSource(FileStore(root, classes.files, classes.labels), classes.class_names, classes.labels)
 
 
-def _class_folders(root: Path) -> list[str]:
+def class_folders(root: Path) -> list[str]:
+    """The names of the folders in a folder, without hidden ones.
+
+    Raises:
+      UserError: a link leads out of the folder.
+      OSError: it cannot be listed.
+    """
     with os.scandir(root) as entries:
         # By Path: an entry's own is_dir raises where a link leads to itself.
         folders = [entry for entry in entries if Path(entry.path).is_dir() and not entry.name.startswith(".")]

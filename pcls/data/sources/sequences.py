@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, NoReturn
 import numpy as np
 
 from pcls.data.preprocessing import Preprocessing, SequenceFeatures
-from pcls.data.sources.arrays import Header, _checked_labels, _class_names, _member_array, _member_header
+from pcls.data.sources.arrays import Header, checked_labels, class_names_of, member_array, member_header
 from pcls.data.sources.source import Records, Store, Stored, Unreadable
 from pcls.errors import UserError, first_line
 
@@ -341,7 +341,7 @@ def open_npz_sequences(path: Path) -> tuple[SequenceSource, SequenceSource | Non
       UserError: the file, the array, and what is wrong with it.
     """
     arrays = _npz_arrays(path)
-    names = _class_names(path, arrays)
+    names = class_names_of(path, arrays)
     train = _npz_source(path, arrays, "", names)
     if f"{EVALUATION_PREFIX}labels" not in arrays:
         return train, None
@@ -357,11 +357,11 @@ def _npz_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = _npz_members(path, {name.removesuffix(".npy"): name for name in archive.namelist()})
-            headers = {name: _member_header(path, archive, name, member) for name, member in members.items()}
+            headers = {name: member_header(path, archive, name, member) for name, member in members.items()}
             for name, header in headers.items():
                 _check_form(name.removeprefix(EVALUATION_PREFIX), header, partial(_refuse, path, name))
             return {
-                name: _member_array(archive, members[name], header).reshape(header.shape)
+                name: member_array(archive, members[name], header).reshape(header.shape)
                 for name, header in headers.items()
             }
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, MemoryError) as error:
@@ -410,7 +410,7 @@ def _check_form(name: str, header: Header, fail: Callable[[str], NoReturn]) -> N
 def _npz_source(
     path: Path, arrays: Mapping[str, np.ndarray], prefix: str, class_names: tuple[str, ...]
 ) -> SequenceSource:
-    labels = _checked_labels(path, f"{prefix}labels", arrays[f"{prefix}labels"], len(class_names))
+    labels = checked_labels(path, f"{prefix}labels", arrays[f"{prefix}labels"], len(class_names))
     form = "values" if f"{prefix}values" in arrays else "sequences"
     values, lengths = arrays[f"{prefix}{form}"], arrays[f"{prefix}lengths"]
     if len(lengths) != len(labels):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from pcls.nn.platform import target_platform
 from pcls.nn.recurrent.cells import Carry, Cell, Saved, Weights
@@ -21,6 +22,9 @@ from pcls.nn.recurrent.products import batch_major_rows, outer
 
 # On CPU a turn of a loop costs about 5 microseconds: for small states that is more than the step itself.
 UNROLLED_ON_CPU, UNROLLED_HIDDEN = 32, 64
+
+# Of each stream what `_flows` says.
+Flows = list[Array | None]
 
 
 class Stream(NamedTuple):
@@ -49,7 +53,8 @@ class Scan:
     Attributes:
       cell: their arithmetic.
       reverse: of each stream, whether it runs from the last step to the first.
-      truncate: gradients do not flow back over the start of a block of so many steps; 0: they flow to the first.
+      truncate: gradients do not flow back out of a block of so many steps, counted from step 0 in both directions; 0:
+        they flow through all.
       chunk: the backward pass keeps the carries at the starts of blocks of so many steps and runs each block again;
         0: it keeps every step. Source: Chen et al. 2016.
       unroll: steps in one turn of the loop; 0: as the device likes it.
@@ -75,7 +80,7 @@ def sequential_scan(scan: Scan, streams: Sequence[Stream]) -> list[tuple[Array, 
     """
     ordered = [_running(stream, reverse) for stream, reverse in zip(streams, scan.reverse, strict=True)]
     steps = len(ordered[0].x)
-    flows = jnp.arange(steps) % scan.truncate != 0 if scan.truncate else None
+    flows = [_flows(steps, scan.truncate, reverse) for reverse in scan.reverse]
     run = partial(_run, scan.cell, scan.unroll or chosen_unroll(steps, ordered[0].carry[0].shape[-1]))
     results = _in_chunks(run, ordered, flows, scan.chunk) if 0 < scan.chunk < steps else run(tuple(ordered), flows)
     return [
@@ -90,6 +95,17 @@ def chosen_unroll(steps: int, hidden: int) -> int:
     return steps if small else 1
 
 
+def _flows(steps: int, truncate: int, reverse: bool) -> Array | None:
+    """[steps] bool in running order, where gradients flow back to the step that ran before; None: everywhere.
+
+    The blocks of a reverse stream do not begin where it does: padding would move them.
+    """
+    if not truncate:
+        return None
+    flows = (jnp.arange(steps) + reverse) % truncate != 0
+    return flows[::-1] if reverse else flows
+
+
 def _running(stream: Stream, reverse: bool) -> Stream:
     """A stream in the order in which its steps run."""
     if not reverse:
@@ -97,19 +113,21 @@ def _running(stream: Stream, reverse: bool) -> Stream:
     return stream._replace(x=stream.x[::-1], mask=None if stream.mask is None else stream.mask[::-1])
 
 
-def _in_chunks(run: Any, streams: Sequence[Stream], flows: Array | None, chunk: int) -> list[tuple[Array, Carry]]:
+def _in_chunks(run: Any, streams: Sequence[Stream], flows: Flows, chunk: int) -> list[tuple[Array, Carry]]:
     """Runs blocks of steps, each of them again in the backward pass; the last may be shorter."""
     steps = len(streams[0].x)
     whole = steps // chunk * chunk
     over_time = ([(stream.x, stream.mask) for stream in streams], flows)
+    # So that the gradients of all blocks are added up in float32.
+    wide = [_weights_as(stream, jnp.float32) for stream in streams]
 
     @jax.checkpoint
     def block(carries: list[Carry], inputs: Any) -> tuple[list[Carry], list[Array]]:
         parts, block_flows = inputs
         found = run(
             tuple(
-                stream._replace(x=x, mask=mask, carry=carry)
-                for stream, (x, mask), carry in zip(streams, parts, carries, strict=True)
+                _weights_as(stream, x.dtype)._replace(x=x, mask=mask, carry=carry)
+                for stream, (x, mask), carry in zip(wide, parts, carries, strict=True)
             ),
             block_flows,
         )
@@ -122,6 +140,12 @@ def _in_chunks(run: Any, streams: Sequence[Stream], flows: Array | None, chunk: 
         carries, rest = block(carries, jax.tree.map(lambda array: array[whole:], over_time))
         outputs = [jnp.concatenate(parts) for parts in zip(outputs, rest, strict=True)]
     return list(zip(outputs, carries, strict=True))
+
+
+def _weights_as(stream: Stream, dtype: DTypeLike) -> Stream:
+    weights = stream.kernel, stream.bias, stream.weights
+    kernel, bias, recurrent = jax.tree.map(lambda array: array.astype(dtype), weights)
+    return stream._replace(kernel=kernel, bias=bias, weights=recurrent)
 
 
 class Run(NamedTuple):
@@ -139,13 +163,13 @@ class Run(NamedTuple):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(cell: Cell, unroll: int, streams: tuple[Stream, ...], flows: Array | None) -> list[tuple[Array, Carry]]:
+def _run(cell: Cell, unroll: int, streams: tuple[Stream, ...], flows: Flows) -> list[tuple[Array, Carry]]:
     return _forward(cell, unroll, streams, flows)[0]
 
 
 def _forward(
-    cell: Cell, unroll: int, streams: tuple[Stream, ...], flows: Array | None
-) -> tuple[list[tuple[Array, Carry]], tuple[list[Run], Array | None]]:
+    cell: Cell, unroll: int, streams: tuple[Stream, ...], flows: Flows
+) -> tuple[list[tuple[Array, Carry]], tuple[list[Run], Flows]]:
     def step(carries: list[Carry], inputs: list[Any]) -> tuple[list[Carry], list[Any]]:
         """A step of every stream."""
         found = [_step(cell, *parts) for parts in zip(streams, carries, inputs, strict=True)]
@@ -176,23 +200,24 @@ def _where(mask: Array, counted: Any, otherwise: Any) -> Any:
 
 
 def _backward(
-    cell: Cell, unroll: int, saved: tuple[list[Run], Array | None], grads: list[tuple[Array, Carry]]
+    cell: Cell, unroll: int, saved: tuple[list[Run], Flows], grads: list[tuple[Array, Carry]]
 ) -> tuple[tuple[Stream, ...], None]:
     runs, flows = saved
     befores = [_hidden_before(run) for run in runs]
 
-    def step(carries: list[Carry], inputs: tuple[Any, Any]) -> tuple[list[Carry], list[Array]]:
+    def step(carries: list[Carry], inputs: list[Any]) -> tuple[list[Carry], list[Array]]:
         """Back over a step of every stream."""
         found = [
-            _step_gradient(cell, run.stream, carry, part, inputs[1])
-            for run, carry, part in zip(runs, carries, inputs[0], strict=True)
+            _step_gradient(cell, run.stream, carry, part)
+            for run, carry, part in zip(runs, carries, inputs, strict=True)
         ]
         return [carry for carry, _ in found], [grad for _, grad in found]
 
     inputs = [
-        (grad, run.saved, before, run.stream.mask) for run, before, (grad, _) in zip(runs, befores, grads, strict=True)
+        (grad, run.saved, before, run.stream.mask, flow)
+        for run, before, flow, (grad, _) in zip(runs, befores, flows, grads, strict=True)
     ]
-    first, projected = jax.lax.scan(step, [carry for _, carry in grads], (inputs, flows), reverse=True, unroll=unroll)
+    first, projected = jax.lax.scan(step, [carry for _, carry in grads], inputs, reverse=True, unroll=unroll)
     return tuple(
         _stream_gradient(cell, run, before, grad, carry)
         for run, before, grad, carry in zip(runs, befores, projected, first, strict=True)
@@ -204,17 +229,16 @@ def _hidden_before(run: Run) -> Array:
     return jnp.concatenate([run.stream.carry[0][None].astype(run.hidden.dtype), run.hidden[:-1]])
 
 
-def _step_gradient(
-    cell: Cell, stream: Stream, carry: Carry, inputs: tuple[Any, ...], flows: Array | None
-) -> tuple[Carry, Array]:
-    grad_output, saved, hidden, mask = inputs
+def _step_gradient(cell: Cell, stream: Stream, carry: Carry, inputs: tuple[Any, ...]) -> tuple[Carry, Array]:
+    grad_output, saved, hidden, mask, flow = inputs
     grad_output, saved, hidden = jax.tree.map(lambda array: array.astype(jnp.float32), (grad_output, saved, hidden))
     grad, new = cell.step_gradient(saved, stream.weights, hidden, (carry[0] + grad_output, *carry[1:]))
+    if flow is not None:
+        new = jax.tree.map(lambda array: jnp.where(flow, array, 0), new)
     if mask is not None:
-        # A step that does not count neither moves the carry nor gives an output.
+        # A step that does not count neither moves the carry nor gives an output. Nor does it cut the gradient off: that
+        # of the last state comes through the padding.
         grad, new = jnp.where(mask[:, None], grad, 0), _where(mask, new, carry)
-    if flows is not None:
-        new = jax.tree.map(lambda array: jnp.where(flows, array, 0), new)
     return new, grad.astype(stream.x.dtype)
 
 

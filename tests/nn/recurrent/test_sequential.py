@@ -51,16 +51,16 @@ def plain(cell, stream: Stream, *, reverse: bool, truncate: int) -> tuple[Array,
     def step(carry, inputs):
         number, x, counts = inputs
         if truncate:
-            cut = number % truncate == 0
+            cut = ((number + reverse) % truncate == 0) & counts[:, None]
             carry = jax.tree.map(lambda state: jnp.where(cut, jax.lax.stop_gradient(state), state), carry)
         new = plain_step(cell, x @ stream.kernel + stream.bias, stream.weights, carry)
         new = jax.tree.map(lambda a, b: jnp.where(counts[:, None], a, b), new, carry)
         return new, jnp.where(counts[:, None], new[0], 0)
 
     mask = jnp.ones((STEPS, BATCH), bool) if stream.mask is None else stream.mask
-    over_time = (stream.x[::-1], mask[::-1]) if reverse else (stream.x, mask)
-    carry, outputs = jax.lax.scan(step, stream.carry, (jnp.arange(STEPS), *over_time))
-    return outputs[::-1] if reverse else outputs, carry
+    over_time = jnp.arange(STEPS), stream.x, mask
+    carry, outputs = jax.lax.scan(step, stream.carry, over_time, reverse=reverse)
+    return outputs, carry
 
 
 def weighted(result):
@@ -118,6 +118,22 @@ def test_a_chunk_longer_than_the_sequence_changes_nothing():
     )
 
 
+def test_chunks_under_bfloat16_lose_no_gradient():
+    draw = np.random.default_rng(0).normal
+    x, kernel, recurrent = (jnp.asarray(draw(size=size), jnp.float32) for size in ((1024, 1, 2), (2, 2), (2, 2)))
+
+    def gradient(dtype, chunk):
+        def total(kernel):
+            weights = (kernel.astype(dtype), jnp.zeros(2, dtype), (recurrent.astype(dtype) / 4,))
+            stream = Stream((x + 1).astype(dtype), *weights, zero_carry(SimpleRNN(), 1, 2))
+            return sequential_scan(Scan(SimpleRNN(), (False,), chunk=chunk), [stream])[0][0].sum(dtype=jnp.float32)
+
+        return jax.grad(total)(kernel)
+
+    wanted = gradient(jnp.float32, 0)
+    assert jnp.linalg.norm(gradient(jnp.bfloat16, 4) - wanted) < 0.01 * jnp.linalg.norm(wanted)
+
+
 def test_a_long_lstm_in_chunks_takes_an_eighth_of_the_memory():
     def temp_bytes(chunk):
         def loss(weights, x):
@@ -146,3 +162,23 @@ def test_the_carry_is_float32_under_bfloat16():
     assert hidden.dtype == jnp.float32
     # The product is taken of the rounded state, so it rounds once a step, but does not stop.
     assert float(hidden[0, 0]) > 256
+
+
+def test_truncated_gradients_do_not_depend_on_the_padding():
+    def gradients(padding):
+        streams = [a_stream(SimpleRNN("tanh"), seed=seed) for seed in range(2)]
+
+        def total(recurrent):
+            padded = [
+                stream._replace(
+                    x=jnp.pad(stream.x, ((0, padding), (0, 0), (0, 0))),
+                    mask=jnp.arange(STEPS + padding)[:, None] < LENGTHS,
+                    weights=(recurrent,),
+                )
+                for stream in streams
+            ]
+            return sum(jnp.sum(carry[0]) for _, carry in sequential_scan(Scan(SimpleRNN(), BOTH, 3, unroll=1), padded))
+
+        return jax.grad(total)(streams[0].weights[0])
+
+    np.testing.assert_allclose(gradients(4), gradients(0), rtol=1e-6, atol=1e-6)
