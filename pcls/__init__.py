@@ -65,7 +65,7 @@ def train(recipe: str | Path | Recipe, overrides: Overrides = (), *, profile: ra
     from pcls.run.train import train_recipe
     from pcls.transfer.start import start_from
 
-    start = start_from(resolved.model.init, resolved.model.name) if resolved.model.init else None
+    start = start_from(resolved.model.init, resolved.model) if resolved.model.init else None
     return train_recipe(resolved, start, profile=profile)
 
 

@@ -27,7 +27,16 @@ from pcls.config.policy import parse_policy
 
 # Sources of sequences, and what of `data` concerns pictures alone.
 SEQUENCES = ("audio", "ts", "sequences")
-OF_PICTURES = ("image_size", "channels", "train_crop", "crop_pct", "crop_mode", "interpolation", "progressive")
+OF_PICTURES = (
+    "image_size",
+    "channels",
+    "train_crop",
+    "crop_pct",
+    "crop_mode",
+    "interpolation",
+    "progressive",
+    "repeats",
+)
 
 
 class RunSection(Section):

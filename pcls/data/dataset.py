@@ -197,6 +197,12 @@ def _heard_as(section: DataSection, preprocessing: Preprocessing | None) -> Data
         sound = "features of sound" if features.kind == "log_mel" else "numbers as they lie"
         raise UserError(f"the weights expect {sound}, and data.source={section.source} has others; name other data")
     values = {key: getattr(features, key) for key in AudioSection.model_fields}
+    for key, field in AudioSection.model_fields.items():
+        asked = getattr(section.audio, key)
+        if asked not in (field.default, values[key]):
+            raise UserError(
+                f"data.audio.{key} is {asked:g}, and the weights expect {values[key]:g}; leave it out, or train anew"
+            )
     return section.model_copy(update={"audio": AudioSection(**values)}) if section.source == "audio" else section
 
 

@@ -47,10 +47,10 @@ def step_statistics(source: Sequences) -> tuple[tuple[float, ...], tuple[float, 
     """Mean and deviation of each feature over all steps that count; records that cannot be decoded have none."""
     records = np.arange(len(source))
     parts = np.split(records, records[RECORDS_AT_ONCE::RECORDS_AT_ONCE])
-    total = _nothing(source.features)
+    lengths, total = source.lengths, _nothing(source.features)
     with ThreadPoolExecutor(usable_cores()) as pool:
         # In the order of the records, whoever is done first: the sum is the same on any machine.
-        for moments in pool.map(lambda part: _moments(source, part), parts):
+        for moments in pool.map(lambda part: _moments(source, part, int(lengths[part].max())), parts):
             total = total.joined(moments)
     deviations = np.sqrt(total.squares / max(total.steps, 1))
     # A feature of one value has no deviation that float32 could tell; 1 leaves it as it is instead of dividing by 0.
@@ -74,8 +74,7 @@ def lengths_text(source: Source, padded: Sequence[int]) -> str:
     )
 
 
-def _moments(source: Sequences, records: np.ndarray) -> Moments:
-    longest = int(source.lengths[records].max())
+def _moments(source: Sequences, records: np.ndarray, longest: int) -> Moments:
     read = source.read(records, Preprocessing(longest, source.features, 1, (), ()), None)
     assert read.lengths is not None
     counts = (np.arange(longest) < read.lengths[:, None]) & read.decoded[:, None]

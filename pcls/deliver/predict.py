@@ -24,6 +24,8 @@ from pcls.nn.module import Arrays
 from pcls.pretrained.bundle import Bundle
 
 BATCH_SIZE = 32
+# Of a sequence; a batch of such takes half a GB.
+MOST_NUMBERS = 2**22
 
 Picture = str | Path | np.ndarray
 
@@ -100,7 +102,7 @@ class Classifier:
         try:
             if self.preprocessing.sequence is None:
                 return _picture(picture, self.preprocessing)
-            longest = None if self._any_length else self.preprocessing.height
+            longest = MOST_NUMBERS // self.preprocessing.width if self._any_length else self.preprocessing.height
             return _sequence(picture, self.preprocessing.sequence, self.preprocessing.width, longest)
         except DecodeError as error:
             return str(error)
@@ -144,7 +146,7 @@ def _picture(picture: Picture, preprocessing: Preprocessing) -> np.ndarray:
     return fit(Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture), preprocessing)
 
 
-def _sequence(picture: Picture, features: SequenceFeatures, width: int, longest: int | None) -> np.ndarray:
+def _sequence(picture: Picture, features: SequenceFeatures, width: int, longest: int) -> np.ndarray:
     """[steps, width] float32; DecodeError where it cannot be had, or is longer than the model can see."""
     if isinstance(picture, np.ndarray):
         values = picture
@@ -155,8 +157,8 @@ def _sequence(picture: Picture, features: SequenceFeatures, width: int, longest:
         values = _npy(Path(picture))
     if values.dtype.kind not in "fiu" or values.ndim != 2 or values.shape[1] != width or not len(values):
         raise DecodeError(f"{values.dtype}{list(values.shape)}; numbers [steps, {width}] are needed")
-    if longest is not None and len(values) > longest:
-        raise DecodeError(f"{len(values):,} steps; the model sees {longest:,} at most")
+    if len(values) > longest:
+        raise DecodeError(f"{len(values):,} steps; a prediction takes {longest:,} at most")
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)
     if not np.isfinite(values).all():

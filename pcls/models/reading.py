@@ -15,6 +15,7 @@ from pcls.errors import UserError
 
 Order = Literal["rows", "columns", "pixels", "patches", "hilbert"]
 
+CUSTOMARY_ORDER: Order = "rows"
 # Divides 28, 32, 48, 64, 96 and 224.
 CUSTOMARY_PATCH = 4
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pcls.models.reading import CUSTOMARY_PATCH, Order, Reading
+from pcls.models.reading import CUSTOMARY_ORDER, CUSTOMARY_PATCH, Order, Reading
 from pcls.nn.dropout import Dropout
 from pcls.nn.recurrent import Recurrent
 from pcls.nn.recurrent.linear import Form
@@ -46,7 +46,7 @@ class SequenceClassifier(nnx.Module):
         width: int,
         channels: int,
         classes: int,
-        read: Order = "rows",
+        read: Order = CUSTOMARY_ORDER,
         patch: int = CUSTOMARY_PATCH,
         hidden: int = 128,
         layers: int = 1,
@@ -150,7 +150,7 @@ class LinearSequenceClassifier(nnx.Module):
         width: int,
         channels: int,
         classes: int,
-        read: Order = "rows",
+        read: Order = CUSTOMARY_ORDER,
         patch: int = CUSTOMARY_PATCH,
         hidden: int = 128,
         layers: int = 4,

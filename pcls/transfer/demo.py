@@ -106,7 +106,7 @@ def run_trial(recipe: str, seed: int, folder: Path, log: TextIO) -> Trial:
     }
     pretrained = train_recipe(load_recipe(recipe, pretraining), stream=log)
     finetuning = finetune_recipe(base, "digits", {"run.dir": f"{base}-finetuned", **few})
-    finetuned = train_recipe(finetuning, start_from(base, finetuning.model.name), stream=log)
+    finetuned = train_recipe(finetuning, start_from(base, finetuning.model), stream=log)
     from_scratch = with_overrides(finetuning, {"run.dir": f"{base}-scratch", "model.init": ""})
     scratch = train_recipe(from_scratch, stream=log)
     return Trial(pretrained.evaluation.top1, finetuned.evaluation.top1, scratch.evaluation.top1)

@@ -25,7 +25,7 @@ def finetune(source: str | Path, data: str, overrides: Overrides = ()) -> Run:
       data: as `pcls.data.dataset.data_settings` reads it.
       overrides: changes to the recipe that `finetune_recipe` makes.
     """
-    return train_recipe(recipe := finetune_recipe(source, data, overrides), start_from(source, recipe.model.name))
+    return train_recipe(recipe := finetune_recipe(source, data, overrides), start_from(source, recipe.model))
 
 
 def finetune_recipe(source: str | Path, data: str, overrides: Overrides = ()) -> Recipe:

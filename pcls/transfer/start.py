@@ -6,7 +6,9 @@ from pathlib import Path
 
 import jax
 
+from pcls.config.schema import ModelSection
 from pcls.errors import UserError
+from pcls.models.reading import CUSTOMARY_ORDER
 from pcls.nn.module import Arrays, ModelDef
 from pcls.pretrained.bundle import FACTS, Bundle, load_bundle
 from pcls.run.folder import RunFolder
@@ -32,19 +34,27 @@ def open_bundle(path: str | Path) -> Bundle:
     return load_bundle(run.bundle)
 
 
-def start_from(path: str | Path, model: str) -> Start:
+def start_from(path: str | Path, model: ModelSection) -> Start:
     """The start of a run from a bundle.
 
     Args:
       path: a bundle or a finished run.
-      model: the recipe's `model.name`, which must be the bundle's.
+      model: of the recipe; its name and its order of reading must be the bundle's.
 
     Raises:
       UserError: no bundle, or one of another model.
     """
     bundle = open_bundle(path)
-    if bundle.model != model:
-        raise UserError(f"model.name is {model!r}, and the weights in {path} are of {bundle.model}; make them the same")
+    if bundle.model != model.name:
+        raise UserError(
+            f"model.name is {model.name!r}, and the weights in {path} are of {bundle.model}; make them the same"
+        )
+    # Weights of another order may have the same shapes.
+    read, trained = (options.get("read") or CUSTOMARY_ORDER for options in (model.architecture, bundle.options))
+    if read != trained:
+        raise UserError(
+            f"model.read is {read!r}, and the weights in {path} were trained with {trained!r}; write the same"
+        )
     return Start(
         bundle.preprocessing,
         lambda definition, class_names, seed: adapted_weights(bundle, definition, class_names, seed),

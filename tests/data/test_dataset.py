@@ -313,8 +313,13 @@ def test_sound_is_heard_as_the_recipe_or_the_weights_say(tmp_path):
     assert (dataset.preprocessing.shape, dataset.preprocessing.sequence) == ((24, 6, 1), heard)
     assert not dataset.in_memory
     given = replace(dataset.preprocessing, sequence=replace(heard, mels=4), width=4, mean=(0.0,) * 4, std=(1.0,) * 4)
-    assert open_dataset(section, given).preprocessing == given
-    assert open_dataset(section, given).train.read(np.arange(2), given, None).images.shape == (2, 24, 4, 1)
+    unsaid = section.model_copy(update={"audio": AudioSection()})
+    assert open_dataset(unsaid, given).preprocessing == given
+    assert open_dataset(unsaid, given).train.read(np.arange(2), given, None).images.shape == (2, 24, 4, 1)
+    with pytest.raises(
+        UserError, match=r"^data\.audio\.mels is 6, and the weights expect 4; leave it out, or train anew$"
+    ):
+        open_dataset(section, given)
 
 
 # What is refused

@@ -236,7 +236,7 @@ def test_a_model_of_one_length_sees_no_longer_sequence():
     one_length = sequence_classifier("rnn28", SequenceFeatures(), 2)
     short, long = one_length.predict([numbers(6), numbers(7)])
     assert short.error == ""
-    assert long.error == "7 steps; the model sees 6 at most"
+    assert long.error == "7 steps; a prediction takes 6 at most"
 
 
 def test_sound_is_heard_as_in_training(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 import pcls
 from pcls.config import load_recipe
+from pcls.config.schema import ModelSection
 from pcls.data.dataset import open_dataset
 from pcls.pretrained.bundle import load_bundle
 from pcls.run.folder import RunFolder
@@ -56,7 +57,7 @@ def test_other_classes_get_a_new_head_on_the_same_body(bundle, names):
 
 def test_the_state_before_the_first_step_holds_the_pretrained_body(bundle, finished_run):
     settings = {"data.image_size": 10, "train.batch_size": 32, "train.ema_decay": 0.5, "data.classes": [5, 6, 7]}
-    start = start_from(finished_run, "cnn28")
+    start = start_from(finished_run, ModelSection(name="cnn28"))
     setup = prepare(load_recipe("digits_cnn", settings), start.preprocessing)
     state = setup.initial_state(start.weights(setup.model, setup.dataset.class_names, 0))
     for params in (state.params, state.ema[0]):
@@ -68,7 +69,21 @@ def test_the_state_before_the_first_step_holds_the_pretrained_body(bundle, finis
 
 def test_another_architecture_is_refused(finished_run):
     with pytest.raises(pcls.UserError, match=r"model\.name is 'rnn28', and the weights in .* are of cnn28"):
-        start_from(finished_run, "rnn28")
+        start_from(finished_run, ModelSection(name="rnn28"))
+
+
+def test_weights_of_another_order_of_reading_are_refused(tiny, tmp_path):
+    overrides = tiny | {
+        "model.name": "rnn",
+        "model.read": "columns",
+        "model.hidden": 4,
+        "run.dir": str(tmp_path / "run"),
+    }
+    run = pcls.train("digits_rnn", overrides | {"train.duration": "2 steps", "train.ema_decay": 0})
+    with pytest.raises(
+        pcls.UserError, match=r"model\.read is 'rows', and the weights in .* were trained with 'columns'"
+    ):
+        start_from(run.path, ModelSection(name="rnn", hidden=4))
 
 
 def test_an_unfinished_run_is_refused_with_the_way_on(finished_run, tmp_path):
