@@ -58,9 +58,10 @@ def _recurrent_start(cell: Cell, hidden: int, key: Array) -> Array:
     if cell == SimpleRNN("relu"):
         # It first sums its inputs: long gradients neither vanish nor explode. Source: Le et al. 2015.
         return jnp.eye(hidden)
-    # All gates in one decomposition: each would be compiled anew.
     draw = nnx.initializers.orthogonal()
-    gates = jax.vmap(lambda key: draw(key, (hidden, hidden), jnp.float32))(jax.random.split(key, cell.gates))
+    # A loop compiles one decomposition for all gates. Not a batch of them: on CPU it waits for threads of the pool that
+    # it runs on, and with several devices in a process it waits for ever.
+    gates = jax.lax.map(lambda key: draw(key, (hidden, hidden), jnp.float32), jax.random.split(key, cell.gates))
     return jnp.concatenate(list(gates), 1)
 
 
