@@ -482,8 +482,8 @@ def steps_that_fit(plan: Plan, batch_bytes: int) -> int:
 
 def _compiler_options(platform: str, model: ModelDef) -> dict[str, Any] | None:
     # jax 0.10 gives a CPU's convolutions without padding to YNN: a step of cnn28 takes 34 ms instead of 21. Naming the
-    # matrix products alone leaves them to Eigen, as jax 0.12 does by itself. It costs an LSTM's step 12 %, and 37 % of a
-    # block of Sequencer2D, which convolves in its patches only.
+    # matrix products alone leaves them to Eigen, as jax 0.12 does by itself. It takes 12 % more of an LSTM
+    # and 37 % of a block of Sequencer2D, which convolves in its patches only.
     convolves = any(len(param.shape) == 4 for param in model.params.values())
     recurs = any(path.endswith("/recurrent") for path in model.params)
     slow = platform == "cpu" and jax.__version_info__ < (0, 11) and convolves and not recurs
