@@ -1,6 +1,7 @@
-"""Test accuracy of the small recipes on MNIST and Fashion-MNIST, several seeds: `python benchmarks/accuracy.py`.
+"""Test accuracy of the small recipes, several seeds: `python benchmarks/accuracy.py`.
 
-Needs the original idx files: --data FOLDER, which holds mnist/ and fashion-mnist/ (default ../shared/data).
+Needs the original files: --data FOLDER, which holds mnist/, fashion-mnist/, fsdd/recordings/ and japanese-vowels/
+(default ../shared/data).
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ CASES = {
     "MNIST rnn28 (tanh), recipe mnist_rnn": ("mnist_rnn", "mnist", []),
     "MNIST irnn28 (ReLU, identity start), recipe mnist_rnn": ("mnist_rnn", "mnist", ["model.name=irnn28"]),
     "Fashion-MNIST rnn28 (tanh), recipe fashion_mnist_rnn": ("fashion_mnist_rnn", "fashion-mnist", []),
+    "MNIST rows, recipe mnist_rows_lstm": ("mnist_rows_lstm", "mnist", []),
+    "MNIST rows, recipe mnist_rows_gru": ("mnist_rows_gru", "mnist", []),
+    "Fashion-MNIST rows, recipe fashion_mnist_rows_lstm": ("fashion_mnist_rows_lstm", "fashion-mnist", []),
+    "spoken digits, recipe spoken_digits_lstm": ("spoken_digits_lstm", "fsdd/recordings", []),
+    "spoken digits, recipe spoken_digits_crnn": ("spoken_digits_crnn", "fsdd/recordings", []),
+    "Japanese vowels, recipe japanese_vowels_gru": ("japanese_vowels_gru", "japanese-vowels", []),
+    "MNIST pixel by pixel, recipe mnist_pixels_lru": ("mnist_pixels_lru", "mnist", []),
 }
 
 
@@ -50,7 +58,7 @@ def main() -> None:
         ["case", f"top-1 %, mean ± deviation of {arguments.seeds} seeds", "each", "seconds a run"],
         rows,
         packages=["jax", "flax", "optax"],
-        note="The whole test split (10,000 images), counted exactly, after the last step; nothing was chosen by it.",
+        note="The whole test part, counted exactly, after the last step; nothing was chosen by it.",
     )
 
 
