@@ -17,9 +17,10 @@ def list_models() -> None:
     """
     from pcls.models.registry import MODELS, customary_model
 
+    width = max(map(len, MODELS))
     for name, entry in MODELS.items():
         count = customary_model(name).parameter_count
-        typer.echo(f"{name:<10} {count:>12,} parameters  {entry.description}")
+        typer.echo(f"{name:<{width}} {count:>12,} parameters  {entry.description}")
 
 
 @app.command()
@@ -29,6 +30,7 @@ def info(name: Annotated[str, typer.Argument(help="A name of `pcls models list`.
     Example: pcls models info resnet50
     """
     from pcls.models.registry import customary_model, model_entry
+    from pcls.nn.recurrent.linear import fastest_form
 
     entry = model_entry(name)
     model = customary_model(name)
@@ -42,5 +44,9 @@ def info(name: Annotated[str, typer.Argument(help="A name of `pcls models list`.
         ("counted at", f"{size}, {entry.classes:,} classes"),
         ("smallest image", f"{entry.min_size} x {entry.min_size}"),
         ("image size", "fixed when trained" if entry.fixed_size else "any"),
+        ("sequences", "of any length" if entry.lengths else "padded to one length, as images"),
+        ("options", ", ".join(f"model.{option}" for option in sorted(entry.options)) or "none"),
     ):
         typer.echo(f"{label:<15} {value}")
+    if "form" in entry.options:
+        typer.echo(f"{'recurrence':<15} {fastest_form()} on this machine's devices, where model.form does not say")

@@ -109,6 +109,11 @@ def test_models_info_shows_the_parameter_count(said):
     assert "121930" in "\n".join(lines).replace(",", "").replace("_", "")
 
 
+def test_models_info_says_how_a_linear_recurrence_runs(said):
+    _, lines, _ = said("models", "info", "lru")
+    assert "recurrence      sequential on this machine's devices, where model.form does not say" in lines
+
+
 def test_models_list_names_every_model_with_its_count(said):
     _, lines, _ = said("models", "list")
     found = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in lines}
