@@ -263,11 +263,10 @@ def torch_trainer(case: Sequences) -> Trainer:
 
 def timm_trainer(case: Block) -> Trainer:
     """timm's block."""
-    import torch
-    from torch import nn
+    from torch import Tensor, library, nn
 
     # torchvision's wheel is made for CUDA and leaves its operators out without it; its import needs them declared.
-    missing = torch.library.Library("torchvision", "DEF")
+    missing = library.Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
         missing.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     from timm.models.sequencer import Sequencer2dBlock
@@ -278,7 +277,7 @@ def timm_trainer(case: Block) -> Trainer:
             self.block = Sequencer2dBlock(case.width, case.width // 4)
             self.head = nn.Linear(case.width, CLASSES)
 
-        def forward(self, x: torch.Tensor, lengths: None) -> torch.Tensor:
+        def forward(self, x: Tensor, lengths: None) -> Tensor:
             return self.head(self.block(x).mean((1, 2)))
 
     return torch_steps(Network(), case)

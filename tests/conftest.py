@@ -122,3 +122,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("no file system can be mounted here")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def timm() -> Any:
+    """timm, where PyTorch is one for CPUs."""
+    pytest.importorskip("torch")
+    from torch import library
+
+    # torchvision's wheel is made for CUDA and leaves its operators out without it; what is used here needs none of
+    # them, but its import does.
+    missing = library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        missing.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return pytest.importorskip("timm")

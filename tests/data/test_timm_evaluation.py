@@ -1,5 +1,6 @@
 """The evaluation's crop beside timm's, to the pixel."""
 
+import importlib
 import io
 
 import numpy as np
@@ -17,18 +18,8 @@ PICTURE = Image.fromarray(load_sample_image("china.jpg"))
 
 
 @pytest.fixture(scope="module")
-def evaluation_transform():
-    """timm's, with PyTorch for CPUs."""
-    pytest.importorskip("torch")
-    from torch import library
-
-    # torchvision's wheel is made for CUDA and leaves its operators out without it; its transforms need none of them,
-    # its import does.
-    missing = library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        missing.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    factory = pytest.importorskip("timm.data.transforms_factory")
-    return factory.transforms_imagenet_eval
+def evaluation_transform(timm):
+    return importlib.import_module("timm.data.transforms_factory").transforms_imagenet_eval
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)

@@ -1,5 +1,7 @@
 """Sequencer2D beside timm's, to the digit, with weights copied."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,15 +17,8 @@ DEPTHS, WIDTHS, PATCHES = (1, 1, 1, 1), (16, 24, 24, 24), (7, 2, 1, 1)
 
 
 @pytest.fixture(scope="module")
-def sequencer():
-    """timm's module, with PyTorch for CPUs."""
-    torch = pytest.importorskip("torch")
-    # torchvision's wheel is made for CUDA and leaves its operators out without it; its transforms need none of them,
-    # its import does.
-    missing = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        missing.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return pytest.importorskip("timm.models.sequencer")
+def sequencer(timm):
+    return importlib.import_module("timm.models.sequencer")
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,7 @@ def _in_chunks(run: Any, streams: Sequence[Stream], flows: Flows, chunk: int) ->
 
     @jax.checkpoint
     def block(carries: list[Carry], inputs: Any) -> tuple[list[Carry], list[Array]]:
+        """A block of steps of every stream."""
         parts, block_flows = inputs
         found = run(
             tuple(
