@@ -15,7 +15,7 @@ import numpy as np
 
 from pcls.data.preprocessing import Preprocessing, SequenceFeatures
 from pcls.data.sources.arrays import Header, checked_labels, class_names_of, member_array, member_header
-from pcls.data.sources.source import Records, Store, Stored, Unreadable
+from pcls.data.sources.source import Records, Store, Stored, StoredSource, Unreadable
 from pcls.errors import UserError, first_line
 
 TRAIN_END, TEST_END = "_TRAIN.ts", "_TEST.ts"
@@ -30,7 +30,7 @@ EVALUATION_PREFIX = "test_"
 VALUES = SequenceFeatures()
 
 
-class SequenceSource:
+class SequenceSource(StoredSource):
     """A source over stored sequences, which it pads when asked for them.
 
     Args:
@@ -63,17 +63,6 @@ class SequenceSource:
         self.groups = groups
         self.sequence = sequence
         self.notice = notice
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __getitems__(self, records: Sequence[int]) -> list[Stored]:
-        """The records as they are stored."""
-        return self.store.__getitems__(records)
-
-    def name(self, record: int) -> str:
-        """As the store calls it."""
-        return self.store.name(record)
 
     def read(self, records: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None) -> Records:
         """Reads the records and pads them by zeros to `preprocessing.height` steps; one that fails is zeros.

@@ -110,7 +110,24 @@ class Sequences(Source, Protocol):
         """What the user should be told of the set, once, in one line; empty: nothing."""
 
 
-class ImageSource:
+class StoredSource:
+    """What every source leaves to the store that its records lie in."""
+
+    store: Store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitems__(self, records: Sequence[int]) -> list[Stored]:
+        """The records as they are stored."""
+        return self.store.__getitems__(records)
+
+    def name(self, record: int) -> str:
+        """As the store calls it."""
+        return self.store.name(record)
+
+
+class ImageSource(StoredSource):
     """A source over stored images, which it decodes when asked for them.
 
     Args:
@@ -142,17 +159,6 @@ class ImageSource:
             records = range(start, min(start + LABELS_AT_ONCE, len(self)))
             labels[start : records.stop] = [stored.label for stored in self.store.__getitems__(records)]
         return labels
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __getitems__(self, records: Sequence[int]) -> list[Stored]:
-        """The records as they are stored."""
-        return self.store.__getitems__(records)
-
-    def name(self, record: int) -> str:
-        """As the store calls it."""
-        return self.store.name(record)
 
     def read(self, records: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None) -> Records:
         """Decodes the records; one that fails comes out as zeros, not decoded."""
