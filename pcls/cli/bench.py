@@ -35,8 +35,10 @@ def bench(
     import jax
 
     from pcls.observe.environment import environment
+    from pcls.parallel.tuning import tune_process
     from pcls.planning.bench import bench_models
 
+    tune_process()
     try:
         platform = jax.default_backend()
     except RuntimeError as error:

@@ -48,5 +48,7 @@ def info(name: Annotated[str, typer.Argument(help="A name of `pcls models list`.
         ("options", ", ".join(f"model.{option}" for option in sorted(entry.options)) or "none"),
     ):
         typer.echo(f"{label:<15} {value}")
-    if "form" in entry.options:
-        typer.echo(f"{'recurrence':<15} {fastest_form()} on this machine's devices, where model.form does not say")
+    if entry.forms:
+        form = fastest_form() if "parallel" in entry.forms else "sequential"
+        others = " or ".join(other for other in entry.forms if other != form)
+        typer.echo(f"{'recurrence':<15} {form} on this machine's devices; model.form may say {others}")

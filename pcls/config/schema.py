@@ -265,8 +265,8 @@ class ModelSection(Section):
       truncate: steps that gradients go back over in layers that run step by step; 0: all.
       chunk: of layers that run step by step, the backward pass keeps one state in so many steps and runs the steps
         between again: less memory for long sequences, about a third more time; 0: it keeps all.
-      form: how linear recurrences run: `sequential` (step by step) or `parallel` (by associative scans); null: as is
-        faster on the device.
+      form: how recurrences run: linear ones `sequential` (step by step) or `parallel` (by associative scans), an LSTM
+        `sequential` or by `cudnn` (NVIDIA GPUs, float32); null: as was measured to be faster on the device.
     """
 
     name: Annotated[str, Field(min_length=1)] = "cnn28"
@@ -281,7 +281,7 @@ class ModelSection(Section):
     bidirectional: bool | None = None
     truncate: Annotated[int, Field(ge=0, le=2**24)] = 0
     chunk: Annotated[int, Field(ge=0, le=2**24)] = 0
-    form: Literal["sequential", "parallel"] | None = None
+    form: Literal["sequential", "parallel", "cudnn"] | None = None
 
     @property
     def options(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pcls.models.rglru2d import rglru2d_s, rglru2d_tiny
 from pcls.models.sequence import LinearSequenceClassifier, SequenceClassifier
 from pcls.models.sequencer import sequencer2d_l, sequencer2d_m, sequencer2d_s
 from pcls.nn.module import ModelDef
+from pcls.nn.recurrent.linear import Form
 from pcls.nn.recurrent.linear_layers import LRU, RGLRU, MinGRU, MinLSTM
 
 
@@ -37,7 +38,7 @@ class Entry:
       fixed_size: weights depend on the image size.
       options: those of `define_model` that it has.
       stages: that `remat` speaks of.
-      reads: what `read` may be.
+      reads, forms: what `read` and `form` may be.
       lengths: it takes sequences of several lengths, as images whose rows are steps.
     """
 
@@ -51,6 +52,7 @@ class Entry:
     options: frozenset[str] = frozenset()
     stages: int = 0
     reads: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ()
     lengths: bool = False
 
 
@@ -61,7 +63,7 @@ _sequencer = partial(_imagenet, min_size=14)
 _SEQUENCE = frozenset(("read", "patch", "hidden", "layers", "bidirectional", "dropout"))
 _sequence = partial(_classic, min_size=1, options=_SEQUENCE, reads=get_args(Order), lengths=True)
 _stepwise = partial(_sequence, options=_SEQUENCE | {"truncate", "chunk"})
-_linear = partial(_sequence, options=_SEQUENCE | {"form"})
+_linear = partial(_sequence, options=_SEQUENCE | {"form"}, forms=get_args(Form))
 
 MODELS: dict[str, Entry] = {
     "cnn28": _classic("two convolutions and two dense layers", Cnn28, min_size=10, options=frozenset(("dropout",))),
@@ -83,6 +85,8 @@ MODELS: dict[str, Entry] = {
     "lstm": _stepwise(
         "LSTM over rows, pixels, ... (Hochreiter & Schmidhuber 1997; Gers et al. 2000)",
         partial(SequenceClassifier, "lstm"),
+        options=_SEQUENCE | {"truncate", "chunk", "form"},
+        forms=("sequential", "cudnn"),
     ),
     "lru": _linear(
         "blocks of linear recurrent units and gated channels, over rows, pixels, ... (Orvieto et al. 2023)",
@@ -155,7 +159,7 @@ def define_model(
       hidden, layers, bidirectional: sizes of recurrent layers; 0, None: the customary ones.
       truncate: steps that gradients go back over; 0: all.
       chunk: steps of which the backward pass keeps one state; 0: it keeps all.
-      form: of linear recurrences; None: the fastest.
+      form: in which recurrences run; None: the fastest that was measured.
 
     Raises:
       UserError: unknown name, images too small for it, an option that it does not have, or one that it has not so.
@@ -198,8 +202,9 @@ def _check_options(name: str, entry: Entry, options: dict[str, Any]) -> None:
     remat = options.get("remat")
     if remat and len(remat) != entry.stages:
         raise UserError(f"model.remat has {len(remat)} entries; {name} has {entry.stages} stages: write one for each")
-    if "read" in options and options["read"] not in entry.reads:
-        raise UserError(f"model.read is {options['read']!r}; {name} reads {' or '.join(entry.reads)}")
+    for key, verb, allowed in (("read", "reads", entry.reads), ("form", "runs", entry.forms)):
+        if key in options and options[key] not in allowed:
+            raise UserError(f"model.{key} is {options[key]!r}; {name} {verb} {' or '.join(allowed)}")
 
 
 def customary_model(name: str) -> ModelDef:

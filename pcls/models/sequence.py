@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class SequenceClassifier(nnx.Module):
       hidden: states of a layer in each direction.
       layers: how many.
       bidirectional: each layer runs from both ends.
-      truncate, chunk: of the scan (`pcls.nn.recurrent.sequential.Scan`).
+      truncate, chunk, form: of the layers (`pcls.nn.recurrent.layer.SequentialLayer`).
       dropout: between layers and before the head.
       dtype: of the computation.
     """
@@ -53,6 +54,7 @@ class SequenceClassifier(nnx.Module):
         bidirectional: bool = False,
         truncate: int = 0,
         chunk: int = 0,
+        form: Literal["sequential", "cudnn"] | None = None,
         dropout: float = 0.0,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
@@ -66,6 +68,7 @@ class SequenceClassifier(nnx.Module):
             bidirectional=bidirectional,
             truncate=truncate,
             chunk=chunk,
+            form=form,
             dropout=dropout,
             dtype=dtype,
             rngs=rngs,

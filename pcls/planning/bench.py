@@ -23,7 +23,6 @@ from pcls.models.registry import model_entry
 from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
 from pcls.observe.chips import chip_of, share_of_peak
 from pcls.parallel.mesh import check_batch_size, make_mesh
-from pcls.parallel.tuning import tune_process
 from pcls.planning.costs import out_of_memory, read_costs
 from pcls.training.program import Program, make_program
 
@@ -80,7 +79,6 @@ def bench_models(
     Raises:
       UserError: unknown model, or a batch that does not divide by the devices or does not fit.
     """
-    tune_process()
     for name in names:
         model_entry(name)
     if batch_size:

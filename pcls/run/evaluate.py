@@ -76,9 +76,9 @@ def evaluate_run(path: str | Path) -> Evaluation:
     Raises:
       UserError: no run, no checkpoint, or the data is gone.
     """
+    tune_process()
     folder = RunFolder(path)
     recipe = folder.recipe()
-    tune_process()
     setup = prepare(recipe, saved_preprocessing(folder))
     store = CheckpointStore(folder.checkpoints, keep=recipe.checkpoint.keep, warn=_warn, agree=agreed)
     try:

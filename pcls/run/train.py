@@ -56,10 +56,10 @@ def train_recipe(
       Diverged: no finite loss any more.
     """
     with closing(Goodput()) as goodput:
+        tune_process()
         check_same_recipe(recipe)
         folder = RunFolder(recipe.run.dir)
         _refuse_used(folder)
-        tune_process()
         setup = prepare(recipe, start.preprocessing if start else None)
         _check_observed(recipe, profile, 1, setup.plan.steps)
         weights = start.weights(setup.model, setup.dataset.class_names, recipe.train.seed) if start else None
@@ -86,11 +86,11 @@ def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | 
       UserError: no run here, another process is writing it, or the changes do not fit its checkpoint.
     """
     with closing(Goodput()) as goodput:
+        tune_process()
         folder = RunFolder(path)
         recipe = with_overrides(folder.recipe(), overrides)
         recipe = with_overrides(recipe, {"run.dir": str(folder.path)})
         check_same_recipe(recipe)
-        tune_process()
         setup = prepare(recipe, saved_preprocessing(folder))
         with folder.locked() if is_main() else nullcontext():
             return _train(setup, folder, None, Console(setup.plan.steps), goodput, profile, resume=True)

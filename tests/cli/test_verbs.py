@@ -111,7 +111,7 @@ def test_models_info_shows_the_parameter_count(said):
 
 def test_models_info_says_how_a_linear_recurrence_runs(said):
     _, lines, _ = said("models", "info", "lru")
-    assert "recurrence      sequential on this machine's devices, where model.form does not say" in lines
+    assert "recurrence      sequential on this machine's devices; model.form may say parallel" in lines
 
 
 def test_models_list_names_every_model_with_its_count(said):

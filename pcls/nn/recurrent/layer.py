@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from pcls.errors import UserError
 from pcls.nn.dropout import Dropout
 from pcls.nn.recurrent.cells import GRU, LSTM, Carry, Cell, SimpleRNN
+from pcls.nn.recurrent.cudnn import cudnn_lstm
 from pcls.nn.recurrent.linear_layers import LRU, RGLRU, LinearLayer, MinGRU, MinLSTM
 from pcls.nn.recurrent.sequential import Scan, Stream, sequential_scan, zero_carry
 from pcls.nn.training import TrainingPass
@@ -79,8 +81,13 @@ class SequentialLayer(nnx.Module):
       inputs, hidden: sizes.
       bidirectional: run from both ends.
       truncate, chunk: of the scan (`Scan`).
+      form: `sequential`, pcls's scan; `cudnn`, of an LSTM on an NVIDIA GPU (`cudnn_lstm`); None: the scan, until it was
+        measured beside cuDNN.
       dtype: of the computation; the carry is float32.
       rngs: of the initial weights.
+
+    Raises:
+      UserError: cuDNN is asked for another cell, or for truncation or chunks.
     """
 
     def __init__(
@@ -92,10 +99,16 @@ class SequentialLayer(nnx.Module):
         bidirectional: bool = False,
         truncate: int = 0,
         chunk: int = 0,
+        form: Literal["sequential", "cudnn"] | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.cell, self.hidden, self.dtype = cell, hidden, dtype
+        if form == "cudnn" and (cell != LSTM() or truncate or chunk):
+            raise UserError(
+                "model.form is cudnn, which runs an LSTM only, without model.truncate and model.chunk; "
+                "write model.form=sequential, or nothing"
+            )
+        self.cell, self.hidden, self.dtype, self.form = cell, hidden, dtype, form
         self.truncate, self.chunk = truncate, chunk
         self.forward = Direction(cell, inputs, hidden, rngs=rngs)
         self.backward = Direction(cell, inputs, hidden, rngs=rngs) if bidirectional else None
@@ -111,13 +124,15 @@ class SequentialLayer(nnx.Module):
         directions = [self.forward] if self.backward is None else [self.forward, self.backward]
         carry = zero_carry(self.cell, batch, self.hidden)
         streams = [one.stream(x, carry, mask) for one in directions]
+        if self.form == "cudnn":
+            return cudnn_lstm(streams, lengths)
         scan = Scan(self.cell, (False, True)[: len(directions)], self.truncate, self.chunk)
         results = sequential_scan(scan, streams)
         outputs = jnp.concatenate([outputs for outputs, _ in results], -1)
         return outputs, jnp.concatenate([carry[0] for _, carry in results], -1).astype(x.dtype)
 
 
-# Each takes inputs, hidden, bidirectional, dtype and rngs; sequential ones truncate and chunk, linear ones form.
+# Each takes inputs, hidden, bidirectional, form, dtype and rngs; sequential ones truncate and chunk too.
 LAYERS: dict[str, Callable[..., Layer]] = {
     "rnn": partial(SequentialLayer, SimpleRNN("tanh")),
     "irnn": partial(SequentialLayer, SimpleRNN("relu")),
