@@ -51,6 +51,7 @@ def _keep_freed_memory() -> None:
 
 def _only_cpu() -> bool:
     """Whether jax can find no other device than the CPU. Without asking it: that would start its threads."""
-    if jax.config.jax_platforms:
-        return jax.config.jax_platforms == "cpu"
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+    if platforms:
+        return platforms == "cpu"
     return not (entry_points(group="jax_plugins") or find_spec("jax_plugins") or find_spec("libtpu"))
