@@ -34,11 +34,7 @@ CASES = {
     "spoken digits, recipe spoken_digits_lstm": ("spoken_digits_lstm", "fsdd/recordings", []),
     "spoken digits, recipe spoken_digits_crnn": ("spoken_digits_crnn", "fsdd/recordings", []),
     "Japanese vowels, recipe japanese_vowels_gru": ("japanese_vowels_gru", "japanese-vowels", []),
-    "MNIST pixel by pixel, recipe mnist_pixels_lru, 5 epochs": (
-        "mnist_pixels_lru",
-        "mnist",
-        ["train.duration=5 epochs", "optimizer.warmup=1 epochs"],
-    ),
+    "MNIST pixel by pixel, recipe mnist_pixels_lru": ("mnist_pixels_lru", "mnist", []),
 }
 
 
