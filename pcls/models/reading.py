@@ -41,9 +41,10 @@ class Reading:
         """
         if self.order == "patches" and (height % self.patch or width % self.patch):
             divisors = [str(size) for size in range(1, min(height, width) + 1) if not (height % size or width % size)]
+            # The recipe may have left the size to us.
             raise UserError(
-                f"model.patch is {self.patch} and does not divide images of {height} x {width}; "
-                f"write one of {', '.join(divisors)}"
+                f"patches of {self.patch} x {self.patch} pixels do not divide images of {height} x {width}; "
+                f"write model.patch={' or '.join(divisors)}"
             )
         across = {"rows": width, "columns": height, "patches": self.patch**2}
         return across.get(self.order, 1) * channels

@@ -87,7 +87,10 @@ def test_in_other_boxes_it_visits_every_pixel_once_with_one_diagonal_step_at_mos
 def test_a_patch_that_does_not_divide_is_refused_with_those_that_do():
     with pytest.raises(UserError) as raised:
         Reading("patches", 5).features(28, 42, 1)
-    assert str(raised.value) == "model.patch is 5 and does not divide images of 28 x 42; write one of 1, 2, 7, 14"
+    assert (
+        str(raised.value)
+        == "patches of 5 x 5 pixels do not divide images of 28 x 42; write model.patch=1 or 2 or 7 or 14"
+    )
 
 
 @pytest.mark.parametrize("order", ORDERS[1:])
