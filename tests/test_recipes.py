@@ -130,6 +130,8 @@ def test_the_tiny_twin_of_a_recipe_trains(name: str, tiny_data: dict[str, list[s
     assert run.evaluation.n == (359 if source == "digits" else len(labels_held_out(source)))
     assert np.isfinite(run.evaluation.loss)
     assert len(run.evaluation.class_names) == 10
+    # Classes of other names get a new head; one that was trained to tell digits would be kept else.
+    assert not recipe.model.init or run.evaluation.class_names != start.evaluation.class_names
 
 
 def labels_held_out(source: str) -> range:

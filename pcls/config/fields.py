@@ -64,6 +64,8 @@ Pattern = Annotated[str, Field(min_length=1), AfterValidator(_regular_expression
 SomePattern = Annotated[str, AfterValidator(_regular_expression)]
 Integers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(list_as_tuple)]
 
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(list_as_tuple)]
+
 
 class Section(BaseModel):
     """A frozen part of the recipe that knows no other keys than its own."""

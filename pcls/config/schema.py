@@ -15,6 +15,7 @@ from pcls.config.fields import (
     Fraction,
     Integers,
     Length,
+    Names,
     Number,
     Pattern,
     Section,
@@ -96,6 +97,7 @@ class DataSection(Section):
       image_size: height and width in pixels that the model sees; 0: as the source stores it.
       channels: 1 (grey), 3 (RGB); 0: as the source stores it.
       classes: the classes used, by number in the source's order, renumbered from 0; empty: all.
+      class_names: of `idx`, whose files only number the classes, in that order; empty: the numbers.
       per_class: training records used of each class, chosen by `split_seed`; 0: all.
       validation: share of each class held out where the source has no evaluation split of its own; of groups of
         records, whole ones.
@@ -134,6 +136,7 @@ class DataSection(Section):
     image_size: Annotated[int, Field(ge=0, le=8192)] = 0
     channels: Literal[0, 1, 3] = 0
     classes: Integers = ()
+    class_names: Names = ()
     per_class: Annotated[int, Field(ge=0)] = 0
     validation: Annotated[Number, Field(gt=0, lt=1)] = 0.2
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -168,10 +171,24 @@ class DataSection(Section):
                 raise broken_rule(
                     f"data.{key}", f"has no effect with {self.source}, whose records {held}; leave it out"
                 )
-        for key in ("audio", "test_match"):
-            if self.source != "audio" and getattr(self, key) != DataSection.model_fields[key].default:
-                raise broken_rule(f"data.{key}", f"has an effect with data.source=audio only, not with {self.source}")
+        if self.source != "audio" and (key := self._of_audio()):
+            raise broken_rule(key, f"has an effect with data.source=audio only, not with {self.source}")
         return self
+
+    @model_validator(mode="after")
+    def _names_for_numbers(self) -> DataSection:
+        if self.class_names and self.source != "idx":
+            raise broken_rule("data.class_names", f"has an effect with data.source=idx only, not with {self.source}")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise broken_rule("data.class_names", "names a class twice")
+        return self
+
+    def _of_audio(self) -> str:
+        """A key of sound that is set; empty: none."""
+        if self.test_match:
+            return "data.test_match"
+        keys = AudioSection.model_fields.items()
+        return next((f"data.audio.{key}" for key, info in keys if getattr(self.audio, key) != info.default), "")
 
 
 class AugmentSection(Section):

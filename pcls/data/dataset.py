@@ -309,8 +309,11 @@ def open_source(section: DataSection) -> tuple[Source, Source | None]:
             return open_digits(), None
         case "idx":
             _check_folder(section, path)
-            train = open_idx(path, "train")
-            return train, open_idx(path, "t10k", known_classes=len(train.class_names))
+            train = open_idx(path, "train", section.class_names)
+            if 0 < (named := len(section.class_names)) < len(train.class_names):
+                last = len(train.class_names) - 1
+                raise UserError(f"data.class_names names {named:,} classes, and the labels run to {last:,}; name all")
+            return train, open_idx(path, "t10k", train.class_names)
         case "folder":
             _check_folder(section, path)
             return open_folder(path)
@@ -413,7 +416,7 @@ def _split(section: DataSection, whole: Source, evaluation: Source | None) -> tu
     )
     if trained.all():
         where = without_secrets(section.path)
-        raise UserError(f"{section.source} {where}: too few images to hold any out for evaluation; add images")
+        raise UserError(f"{section.source} {where}: too few records to hold any out for evaluation; add some")
     # A class may have had all its records in groups that are held out.
     _check_not_empty(whole, labels[trained], classes)
     return Subset(whole, records[trained], classes), Subset(whole, records[~trained], classes)

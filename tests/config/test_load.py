@@ -657,6 +657,14 @@ def test_any_overrides_give_a_recipe_or_a_one_line_error(overrides):
             "mine.yaml:1: data.buckets has no effect with digits, whose records are pictures; leave it out",
         ),
         (
+            "data: {class_names: [zero, one]}",
+            "mine.yaml:1: data.class_names has an effect with data.source=idx only, not with digits",
+        ),
+        (
+            "data:\n  source: idx\n  class_names: [boot, bag, boot]",
+            "mine.yaml:3: data.class_names names a class twice",
+        ),
+        (
             "data: {source: ts, test_match: _1}",
             "mine.yaml:1: data.test_match has an effect with data.source=audio only, not with ts",
         ),
@@ -666,7 +674,7 @@ def test_any_overrides_give_a_recipe_or_a_one_line_error(overrides):
         ),
         (
             "data:\n  audio:\n    mels: 80",
-            "mine.yaml:2: data.audio has an effect with data.source=audio only, not with digits",
+            "mine.yaml:3: data.audio.mels has an effect with data.source=audio only, not with digits",
         ),
         (
             "data: {source: audio}\naugment:\n  flip: true",

@@ -352,7 +352,7 @@ def test_sound_is_heard_as_the_recipe_or_the_weights_say(tmp_path):
             "data.expect_records is 1,797 and there are 1,438 training records; "
             "check the source, or correct the number",
         ),
-        ({"per_class": 1000}, "digits : too few images to hold any out for evaluation; add images"),
+        ({"per_class": 1000}, "digits : too few records to hold any out for evaluation; add some"),
     ],
 )
 def test_a_wrong_data_section_is_refused(section, message):
@@ -365,6 +365,22 @@ def test_a_class_between_the_labels_without_records_is_refused(write_idx):
     assert complaint(source="idx", path=path) == "class '2' has no training records; check the labels"
     # Naming the classes that are there is the way round it.
     assert open_dataset(DataSection(source="idx", path=path, classes=(0, 1, 3))).class_names == ("0", "1", "3")
+
+
+def test_classes_that_files_only_number_are_called_as_the_recipe_says(ramp):
+    called = ("boot", "bag", "T-shirt/top", "coat")
+    assert open_dataset(DataSection(source="idx", path=ramp, class_names=called)).class_names == called
+    some = open_dataset(DataSection(source="idx", path=ramp, class_names=called, classes=(3, 1)))
+    assert some.class_names == some.evaluation.class_names == ("coat", "bag")
+
+
+def test_a_class_without_a_name_or_a_name_without_records_is_refused(ramp):
+    assert complaint(source="idx", path=ramp, class_names=("boot", "bag", "coat")) == (
+        "data.class_names names 3 classes, and the labels run to 3; name all"
+    )
+    assert complaint(source="idx", path=ramp, class_names=("boot", "bag", "coat", "shirt", "dress")) == (
+        "class 'dress' has no training records; check the labels"
+    )
 
 
 def test_an_evaluation_part_may_lack_the_last_class(write_idx):
@@ -391,7 +407,7 @@ def test_a_set_of_one_class_is_refused(write_idx):
 
 def test_one_image_a_class_leaves_none_to_evaluate(write_images):
     root = str(write_images({"a/1.png": 1, "b/1.png": 2}))
-    assert complaint(source="folder", path=root).endswith("too few images to hold any out for evaluation; add images")
+    assert complaint(source="folder", path=root).endswith("too few records to hold any out for evaluation; add some")
 
 
 # Data in one word

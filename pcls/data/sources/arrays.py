@@ -118,13 +118,13 @@ def open_digits() -> ArraySource:
     return ArraySource(images, digits.target, tuple(map(str, range(10))), "digits")
 
 
-def open_idx(folder: Path, split: str, known_classes: int = 0) -> ArraySource:
+def open_idx(folder: Path, split: str, class_names: tuple[str, ...] = ()) -> ArraySource:
     """Reads one split of an MNIST-like folder.
 
     Args:
       folder: holds `<split>-images-idx3-ubyte` and `<split>-labels-idx1-ubyte`, gzipped or not.
       split: `train` or `t10k`.
-      known_classes: how many another split has; this one may lack the last of them.
+      class_names: of the first classes, of which this split may lack some; further ones are called by their numbers.
 
     Raises:
       UserError: missing, cut short, wrong magic number, or counts that disagree.
@@ -136,7 +136,7 @@ def open_idx(folder: Path, split: str, known_classes: int = 0) -> ArraySource:
         raise UserError(f"{labels_path}: {len(labels):,} labels for {len(images):,} images in {images_path.name}")
     if not len(labels):
         raise UserError(f"{images_path}: holds no images")
-    names = tuple(map(str, range(max(known_classes, int(labels.max()) + 1))))
+    names = (*class_names, *map(str, range(len(class_names), int(labels.max()) + 1)))
     return ArraySource(images[..., None], labels, names, f"{folder.name} {split}")
 
 
