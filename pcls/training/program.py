@@ -207,7 +207,7 @@ class Program:
         return self._compiled(resident_steps(self.step), self.stacked_sharding, replicated(self.mesh))
 
     def statistics_step(self) -> Any:
-        """The compiled pass that takes BatchNorm's statistics: `(params, stats, key, batch)`."""
+        """The compiled pass that takes BatchNorm's statistics and weighs them: `(params, stats, key, batch)`."""
         step = make_statistics_step(self.model, self.recipe, self.preprocessing, self.training)
         return jax.jit(
             step,
@@ -217,7 +217,7 @@ class Program:
                 replicated(self.mesh),
                 self.batch_sharding,
             ),
-            out_shardings=self.state_shardings.stats,
+            out_shardings=(self.state_shardings.stats, replicated(self.mesh)),
         )
 
     def _compiled(self, step: Callable[..., Any], *inputs: NamedSharding) -> Any:
@@ -370,14 +370,14 @@ def normalisation(recipe: Recipe, shards: int, *, normalises: bool) -> TrainingP
     rows = recipe.train.batch_size // shards
     if rows % accumulate:
         raise UserError(
-            f"train.accumulate is {accumulate} and does not divide the {rows} images of each of {shards} devices; "
+            f"train.accumulate is {accumulate} and does not divide the {rows} records of each of {shards} devices; "
             f"choose a divisor of {rows}, or another train.batch_size"
         )
     rows //= accumulate
     if section.over == "groups" and rows % section.group_size:
         raise UserError(
-            f"batch_norm.group_size is {section.group_size} and does not divide the {rows} images that a device has at "
-            f"a time (train.batch_size {recipe.train.batch_size} / {shards} devices / train.accumulate {accumulate}); "
+            f"batch_norm.group_size is {section.group_size} and does not divide the {rows} records of a device at a "
+            f"time (train.batch_size {recipe.train.batch_size} / {shards} devices / train.accumulate {accumulate}); "
             f"choose a divisor of {rows}"
         )
     group_size = {"global": None, "groups": section.group_size, "per_shard": rows}[section.over]
@@ -401,7 +401,7 @@ def training_order(recipe: Recipe, records: int, buckets: Sequence[Bucket] = ())
     order = Order(records, batch_size, recipe.train.seed, data.tail, data.repeats)
     if not order.pass_steps:
         raise UserError(
-            f"data.tail=drop leaves no step: one takes {order.records_a_step:,} images and there are {records:,}; "
+            f"data.tail=drop leaves no step: one takes {order.records_a_step:,} records and there are {records:,}; "
             "lower train.batch_size, or write data.tail=carry"
         )
     return order

@@ -43,7 +43,7 @@ SPLIT = {
         ),
         (
             {"train.accumulate": 8},
-            "train.accumulate is 8 and does not divide the 4 images of each of 8 devices; "
+            "train.accumulate is 8 and does not divide the 4 records of each of 8 devices; "
             "choose a divisor of 4, or another train.batch_size",
         ),
         (
@@ -62,12 +62,12 @@ SPLIT = {
         ),
         (
             {"batch_norm.over": "groups", "batch_norm.group_size": 3},
-            "batch_norm.group_size is 3 and does not divide the 4 images that a device has at a time "
+            "batch_norm.group_size is 3 and does not divide the 4 records of a device at a time "
             "(train.batch_size 32 / 8 devices / train.accumulate 1); choose a divisor of 4",
         ),
         (
             GROUPS_OF_2 | {"train.accumulate": 4},
-            "batch_norm.group_size is 2 and does not divide the 1 images that a device has at a time "
+            "batch_norm.group_size is 2 and does not divide the 1 records of a device at a time "
             "(train.batch_size 32 / 8 devices / train.accumulate 4); choose a divisor of 1",
         ),
         (

@@ -13,7 +13,7 @@ GROUPS = {"batch_norm.over": "groups", "batch_norm.group_size": 4}
 
 def taken(made, batch):
     state = made.initial_state()
-    return state, made.statistics_step()(state.params, state.stats, state.key, batch)
+    return state, made.statistics_step()(state.params, state.stats, state.key, batch)[0]
 
 
 def first_layer(made, state, images):
@@ -36,7 +36,7 @@ def test_the_running_statistics_are_not_in_them(program, batch_at):
     made, batch = program(), batch_at(0)
     state, stats = taken(made, batch)
     other = jax.tree.map(lambda stat: stat + 0.3, state.stats)
-    for path, value in made.statistics_step()(state.params, other, state.key, batch).items():
+    for path, value in made.statistics_step()(state.params, other, state.key, batch)[0].items():
         np.testing.assert_allclose(value, stats[path], rtol=1e-4, atol=1e-5, err_msg=path)
 
 
@@ -80,10 +80,20 @@ def test_any_number_of_devices_finds_the_same_statistics(changes, program, batch
         np.testing.assert_allclose(two[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-def test_the_mean_over_batches_is_their_mean():
+def test_a_batch_weighs_as_many_records_as_it_holds(program, batch_at):
+    made, batch = program(), batch_at(0)
+    state, weight = made.initial_state(), np.ones(32, np.float32)
+    weight[:5] = 0
+    _, found = made.statistics_step()(state.params, state.stats, state.key, batch._replace(weight=weight))
+    assert found == 27
+
+
+def test_the_mean_over_batches_is_that_of_their_records():
     rng = np.random.default_rng(0)
     batches = [{"bn/mean": rng.normal(5, 2, 8), "bn/var": rng.gamma(2, 2, 8)} for _ in range(7)]
-    found = mean_statistics(iter(batches))
+    weights = [0.0, 32.0, 32.0, 5.0, 0.0, 32.0, 1.0]
+    found = mean_statistics(zip(batches, weights, strict=True))
     for path in batches[0]:
-        np.testing.assert_allclose(found[path], np.mean([batch[path] for batch in batches], 0), rtol=1e-6)
-    assert mean_statistics(batches[:1]) == batches[0]
+        expected = np.average([batch[path] for batch in batches], axis=0, weights=weights)
+        np.testing.assert_allclose(found[path], expected, rtol=1e-5)
+    assert mean_statistics([(batches[0], 32.0)]) == batches[0]
