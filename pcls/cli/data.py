@@ -41,8 +41,7 @@ def info(
     recipe = data_recipe(data, overrides or [])
     dataset = open_dataset(recipe.data)
     preprocessing, sequences = dataset.preprocessing, bool(dataset.padded)
-    records = "sequences" if sequences else "images"
-    typer.echo(f"{records:<12}{len(dataset.train):,} to train on, {len(dataset.evaluation):,} held out")
+    typer.echo(f"{preprocessing.records:<12}{len(dataset.train):,} to train on, {len(dataset.evaluation):,} held out")
     if sequences:
         typer.echo(lengths_text(dataset.train, dataset.padded))
     else:

@@ -76,6 +76,11 @@ class Preprocessing:
         """[height, width, channels]."""
         return self.height, self.width, self.channels
 
+    @property
+    def records(self) -> str:
+        """What a person calls the records: `images` or `sequences`."""
+        return "images" if self.sequence is None else "sequences"
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for model.json."""
         return asdict(self)

@@ -26,7 +26,7 @@ class Measured(NamedTuple):
 
     Attributes:
       threads: the number chosen.
-      rates: images/s of each number tried.
+      rates: records/s of each number tried.
     """
 
     threads: int
@@ -34,7 +34,7 @@ class Measured(NamedTuple):
 
     def __str__(self) -> str:
         tried = ", ".join(f"{rate:,.0f} with {count}" for count, rate in self.rates.items())
-        return f"input: {self.threads} thread{'s' * (self.threads > 1)}, by a measurement (images/s: {tried})"
+        return f"input: {self.threads} thread{'s' * (self.threads > 1)}, by a measurement (records/s: {tried})"
 
 
 def usable_cores() -> int:

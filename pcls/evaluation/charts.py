@@ -112,20 +112,20 @@ _CHARTS = (
     _Kind("Loss", "loss", "loss", may_log=True),
     _Kind("Accuracy", "accuracy", "top1", percent, lambda share: f"{100 * share:.4g}\u00a0%", from_zero=False),
     _Kind("Learning rate", "lr", text="{:.3g}".format),
-    _Kind("Images per second", "images_per_second", text="{:,.0f}".format),
 )
 # The view box, and the edges of the plot within it.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 458.0, 10.0, 212.0
 
 
-def charts(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """The charts for which `history` has rows; see `RunReport.history`."""
+def charts(history: Sequence[Mapping[str, Any]], records: str = "images") -> list[Chart]:
+    """The charts for which `history` has rows; see `RunReport.history` and `RunReport.records`."""
     train, evaluated = _rows(history, "train"), _rows(history, "eval")
+    speed = _Kind(f"{records.capitalize()} per second", "images_per_second", text="{:,.0f}".format)
     drawn = []
-    for kind in _CHARTS:
+    for kind in (*_CHARTS, speed):
         curves = [_curve("train", train, kind.train), _curve("eval", evaluated, kind.evaluated)]
         if present := [curve for curve in curves if curve is not None]:
-            drawn.append(_chart(kind, present, _data_wait(train) if kind.train == "images_per_second" else ()))
+            drawn.append(_chart(kind, present, _data_wait(train) if kind is speed else ()))
     return drawn
 
 

@@ -89,6 +89,7 @@ class RunReport:
       mistakes: any order; the page shows the `MAX_MISTAKES` most confident.
       facts: section name -> key -> value, such as "Recipe" -> "optimizer" -> "adamw".
       tables: shown near the top, such as a comparison of candidates.
+      records: what was trained on: `images` or `sequences`.
     """
 
     title: str
@@ -98,6 +99,7 @@ class RunReport:
     mistakes: Sequence[Mistake]
     facts: Mapping[str, Mapping[str, str]]
     tables: Sequence[Table] = ()
+    records: str = "images"
 
 
 def render(report: RunReport) -> str:
@@ -106,7 +108,7 @@ def render(report: RunReport) -> str:
         title=report.title,
         subtitle=report.subtitle,
         tables=[_table_view(table) for table in report.tables],
-        charts=charts(report.history),
+        charts=charts(report.history, report.records),
         facts={section: dict(facts) for section, facts in report.facts.items() if facts},
         **_evaluation_view(report.evaluation, report.mistakes),
     )

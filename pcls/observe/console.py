@@ -18,10 +18,12 @@ class Console:
     Args:
       steps: of the whole run.
       stream: standard error by default, so that results on standard output stay clean.
+      records: what is trained on: `images` or `sequences`.
     """
 
-    def __init__(self, steps: int, stream: TextIO | None = None):
+    def __init__(self, steps: int, stream: TextIO | None = None, records: str = "images"):
         self._steps = steps
+        self._records = records
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._shown = 0.0
@@ -34,7 +36,7 @@ class Console:
     def progress(self, row: Mapping[str, Any]) -> None:
         """Shows a training row; on a terminal it takes the place of the last one."""
         self._shown = time.monotonic()
-        text = progress_line(row, self._steps)
+        text = progress_line(row, self._steps, self._records)
         if self._terminal:
             self._redraw(text)
         else:
@@ -57,11 +59,11 @@ class Console:
         self._width = len(text)
 
 
-def progress_line(row: Mapping[str, Any], steps: int) -> str:
+def progress_line(row: Mapping[str, Any], steps: int, records: str = "images") -> str:
     """`step 1,200/4,690  epoch 2.6  loss 0.0512  accuracy 98.4 %  12,345 images/s  data 1 %  ETA 3:12`."""
     return (
         f"step {row['step']:,}/{steps:,}  epoch {row['epoch']:.1f}  loss {row['loss']:.4f}  "
-        f"accuracy {row['accuracy']:.1%}  {row['images_per_second']:,.0f} images/s  "
+        f"accuracy {row['accuracy']:.1%}  {row['images_per_second']:,.0f} {records}/s  "
         f"data {row['data_wait']:.0%}  ETA {duration(row['eta'])}"
     )
 

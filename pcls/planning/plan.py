@@ -234,7 +234,9 @@ class _Compiler:
             records=max(1, self._facts.records * batch_size // self._recipe.train.batch_size),
             devices=self._devices,
         )
-        self._say(f"compiling the step of {batch_size:,} images for {len(self._devices):,} devices")
+        self._say(
+            f"compiling the step of {batch_size:,} {program.preprocessing.records} for {len(self._devices):,} devices"
+        )
         start = time.perf_counter()
         try:
             compiled = compiled_step(program, self._facts.records)

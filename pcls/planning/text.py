@@ -52,11 +52,12 @@ def plan_json(plan: RecipePlan) -> dict[str, Any]:
 
 def plan_text(plan: RecipePlan) -> str:
     """The plan for a person."""
-    attempt, costs = plan.attempt, plan.attempt.costs
+    attempt, costs, records = plan.attempt, plan.attempt.costs, plan.program.preprocessing.records
     chips = f"{plan.devices:,} x {plan.chip.name}" if plan.chip else f"{plan.devices:,} devices"
     lines = [
-        f"{plan.recipe.model.name} on {plan.topology} ({chips}): {attempt.batch_size:,} images a step, "
+        f"{plan.recipe.model.name} on {plan.topology} ({chips}): {attempt.batch_size:,} {records} a step, "
         f"{attempt.batch_size / plan.devices:,.4g} a device",
+        *_longest_lines(plan),
         state_text(plan.program),
     ]
     if costs is not None:
@@ -74,9 +75,10 @@ def require_fit(plan: RecipePlan) -> None:
         return
     needed = "more than" if attempt.needed is None else f"{attempt.needed / GIB:,.2f} GiB of"
     batch = f"train.batch_size={plan.largest_batch} fits; " if plan.largest_batch else ""
+    records = plan.program.preprocessing.records
     raise UserError(
-        f"{plan.recipe.model.name} does not fit on {plan.topology}: a step of {attempt.batch_size:,} images needs "
-        f"{needed} {attempt.limit / GIB:,.2f} GiB a device; {batch}change {', '.join(_ways_to_fit(plan))}"
+        f"{plan.recipe.model.name} does not fit on {plan.topology}: a step of {attempt.batch_size:,} {records} "
+        f"needs {needed} {attempt.limit / GIB:,.2f} GiB a device; {batch}change {', '.join(_ways_to_fit(plan))}"
     )
 
 
@@ -86,6 +88,15 @@ def _ways_to_fit(plan: RecipePlan) -> list[str]:
     ways = ["train.batch_size", f"train.accumulate={2 * accumulate}"]
     ways += ["model.remat"] if "remat" in model_entry(model.name).options and not model.remat else []
     return ways + (["mesh.fsdp"] if plan.devices > 1 and mesh.fsdp == 1 else [])
+
+
+def _longest_lines(plan: RecipePlan) -> list[str]:
+    """Which of the recipe's programs it is that was compiled, where there are several."""
+    if plan.recipe.data.buckets == 1:
+        return []
+    return [
+        f"steps          {plan.program.preprocessing.height:,}: all figures are of the bucket of the longest sequences"
+    ]
 
 
 def _memory_lines(plan: RecipePlan) -> list[str]:
@@ -105,9 +116,10 @@ def _memory_lines(plan: RecipePlan) -> list[str]:
 
 def _work_lines(plan: RecipePlan) -> list[str]:
     assert plan.attempt.costs is not None
-    costs, images = plan.attempt.costs, plan.attempt.batch_size / plan.devices
-    flops, traffic = costs.flops / images / 1e9, costs.bytes_accessed / images / 1e6
-    return [f"an image       {flops:,.3g} GFLOP, {traffic:,.4g} MB of HBM traffic"]
+    costs, records = plan.attempt.costs, plan.attempt.batch_size / plan.devices
+    flops, traffic = costs.flops / records / 1e9, costs.bytes_accessed / records / 1e6
+    one = "an image" if plan.program.preprocessing.sequence is None else "a sequence"
+    return [f"{one:<15}{flops:,.3g} GFLOP, {traffic:,.4g} MB of HBM traffic"]
 
 
 def _collective_lines(plan: RecipePlan) -> list[str]:
@@ -130,7 +142,7 @@ def _prediction_lines(plan: RecipePlan) -> list[str]:
     )
     lines = [
         f"bound          {prediction.bound}: {', '.join(times)}",
-        f"images/s       {_range(prediction.images_per_second, ',.0f')} "
+        f"{f'{plan.program.preprocessing.records}/s':<15}{_range(prediction.images_per_second, ',.0f')} "
         f"({_range(prediction.images_per_second_per_chip, ',.0f')} a chip)",
     ]
     return [*lines, f"MFU            {_range(prediction.mfu, '.1%')}"] if prediction.mfu else lines

@@ -48,6 +48,7 @@ def run_report(path: str | Path) -> RunReport:
         history=read_metrics(folder.path),
         mistakes=mistakes(dataset, predictions),
         facts=facts(folder, recipe, dataset),
+        records=dataset.preprocessing.records,
     )
 
 
@@ -101,14 +102,13 @@ def facts(folder: RunFolder, recipe: Recipe, dataset: Dataset) -> dict[str, Mapp
         classes=len(dataset.class_names),
         **recipe.model.options,
     )
-    records = "sequences" if dataset.padded else "images"
     environment: dict[str, Any] = folder.read_json("environment.json") or {}
     packages = environment.pop("packages", {})
     return {
         "Data": {
             "source": f"{recipe.data.source} {recipe.data.path}".strip(),
-            f"training {records}": f"{len(dataset.train):,}",
-            f"evaluation {records}": f"{len(dataset.evaluation):,}",
+            f"training {preprocessing.records}": f"{len(dataset.train):,}",
+            f"evaluation {preprocessing.records}": f"{len(dataset.evaluation):,}",
             "classes": f"{len(dataset.class_names):,}",
             "size": f"{preprocessing.height} x {preprocessing.width} x {preprocessing.channels}",
             "mean": ", ".join(f"{value:.4f}" for value in preprocessing.mean),

@@ -357,7 +357,7 @@ class Undecodable:
 
     def _tell(self, record: int) -> None:
         source, size = self._dataset.train, len(self._dataset.train)
-        what = "sequences" if self._dataset.padded else "images"
+        what = self._dataset.preprocessing.records
         text = (
             f"{source.name(record)} {source.failure(record, self._dataset.preprocessing)}; "
             f"{len(self._seen):,} of {size:,} {what} skipped, limit {self._limit:.2%}"

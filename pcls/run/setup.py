@@ -89,14 +89,14 @@ def images_on_devices(setup: Setup) -> Images:
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if memory and needed > memory // 2:
         raise UserError(
-            f"data.on_device: the {size:,} images take {needed / 1e9:.1f} GB, more than half of a device's "
+            f"data.on_device: the {size:,} {image.records} take {needed / 1e9:.1f} GB, more than half of a device's "
             f"{memory / 1e9:.1f} GB; write data.on_device=false"
         )
     records = dataset.train.read(np.arange(size), image, None)
     if not records.decoded.all():
         bad = int(np.flatnonzero(~records.decoded)[0])
         raise UserError(
-            f"{dataset.train.name(bad)} {dataset.train.failure(bad, image)}; data.on_device needs every image; "
-            "mend or remove the file"
+            f"{dataset.train.name(bad)} {dataset.train.failure(bad, image)}; data.on_device needs all of them; "
+            "mend or remove it"
         )
     return everywhere(Images(records.images, records.labels, records.lengths), replicated(setup.mesh))

@@ -71,7 +71,9 @@ def train_recipe(
                 _refuse_used(folder)
                 folder.create(recipe)
                 folder.write_json(PREPROCESSING, setup.dataset.preprocessing.to_json())
-            return _train(setup, folder, weights, Console(setup.plan.steps, stream), goodput, profile)
+            return _train(
+                setup, folder, weights, Console(setup.plan.steps, stream, setup.preprocessing.records), goodput, profile
+            )
 
 
 def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | None = None) -> Run:
@@ -93,7 +95,8 @@ def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | 
         check_same_recipe(recipe)
         setup = prepare(recipe, saved_preprocessing(folder))
         with folder.locked() if is_main() else nullcontext():
-            return _train(setup, folder, None, Console(setup.plan.steps), goodput, profile, resume=True)
+            screen = Console(setup.plan.steps, records=setup.preprocessing.records)
+            return _train(setup, folder, None, screen, goodput, profile, resume=True)
 
 
 def check_same_recipe(recipe: Recipe) -> None:

@@ -156,12 +156,12 @@ BAD_INPUTS = {
     "accumulation that does not divide the images of a device": (
         nothing,
         ["train", "digits_cnn", "train.accumulate=8"],
-        ["train.accumulate is 8", "the 4 images of each of 8 devices"],
+        ["train.accumulate is 8", "the 4 records of each of 8 devices"],
     ),
     "groups that do not divide the images of a device": (
         nothing,
         [*RESNET_ON_DIGITS, "train.batch_size=32", "batch_norm.over=groups", "batch_norm.group_size=3"],
-        ["batch_norm.group_size is 3", "the 4 images", "choose a divisor of 4"],
+        ["batch_norm.group_size is 3", "the 4 records", "choose a divisor of 4"],
     ),
     "groups without BatchNorm": (
         nothing,

@@ -45,7 +45,7 @@ def test_what_was_measured_is_told(monkeypatch):
     monkeypatch.setattr("pcls.data.workers.usable_cores", lambda: 2)
     monkeypatch.setattr("pcls.data.workers.reading_rate", lambda *_, random_crop: 1500.0 if random_crop else 0)
     text = str(measure_threads(Waiting(), PREPROCESSING, random_crop=True))
-    assert text == "input: 1 thread, by a measurement (images/s: 1,500 with 1, 1,500 with 2)"
+    assert text == "input: 1 thread, by a measurement (records/s: 1,500 with 1, 1,500 with 2)"
 
 
 def test_a_rate_counts_images():

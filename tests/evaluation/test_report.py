@@ -285,6 +285,12 @@ def test_train_and_eval_share_a_chart_and_their_axes() -> None:
     assert loss.summary == "Loss over steps. Train: 2 at step 0, 0.5 at step 2. Eval: 2 at step 2, 2 at step 2."
 
 
+def test_the_rate_is_one_of_what_was_trained_on() -> None:
+    history = [{"kind": "train", "step": step, "images_per_second": 90.0} for step in range(3)]
+    assert [chart.title for chart in charts(history)] == ["Images per second"]
+    assert "Sequences per second" in render(report(history=history, records="sequences"))
+
+
 def test_a_loss_over_three_powers_of_ten_gets_a_logarithmic_axis() -> None:
     (chart,) = charts(train_rows([2.0, 0.1, 0.001]))
     assert chart.title == "Loss, logarithmic"

@@ -25,6 +25,7 @@ def test_the_progress_line_reads_well():
     assert progress_line(ROW, 4690) == (
         "step 1,200/4,690  epoch 2.6  loss 0.0512  accuracy 98.4%  12,345 images/s  data 1%  ETA 3:12"
     )
+    assert "  12,345 sequences/s  " in progress_line(ROW, 4690, "sequences")
 
 
 def test_the_evaluation_line_reads_well():

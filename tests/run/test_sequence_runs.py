@@ -10,6 +10,7 @@ from pcls.config import Recipe, with_overrides
 from pcls.data.dataset import open_dataset
 from pcls.observe.sinks import read_metrics
 from pcls.planning.plan import plan_recipe
+from pcls.planning.text import plan_text
 from pcls.pretrained.bundle import load_bundle
 from pcls.run import session
 from pcls.run.evaluate import Evaluator, read_evaluation, saved_preprocessing
@@ -226,3 +227,8 @@ def test_a_plan_compiles_the_step_of_the_longest_sequences(recipe, overrides):
     plan = plan_recipe(recipe("x", **overrides), "cpu-8", largest=False, say=lambda text: None)
     assert plan.program.batch_shapes.image.shape == (8, 5, 2, 1)
     assert plan.attempt.costs.flops > 0
+    lines = plan_text(plan).splitlines()
+    assert lines[0] == "rnn on cpu-8 (8 devices): 8 sequences a step, 1 a device"
+    assert any(line.startswith("a sequence     ") for line in lines)
+    told = "steps          5: all figures are of the bucket of the longest sequences"
+    assert (told in lines) == (plan.recipe.data.buckets > 1)

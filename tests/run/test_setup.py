@@ -67,7 +67,7 @@ def test_an_image_that_cannot_be_decoded_is_refused_by_name(photos):
     text = str(raised.value)
     assert text.startswith(f"{photos}/")
     assert " cannot be decoded (" in text
-    assert text.endswith("; data.on_device needs every image; mend or remove the file")
+    assert text.endswith("; data.on_device needs all of them; mend or remove it")
 
 
 def test_more_images_than_half_of_a_devices_memory_are_refused(monkeypatch):
