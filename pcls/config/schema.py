@@ -272,6 +272,8 @@ class ModelSection(Section):
       remat: what the backward pass keeps, for each stage of the network: `none` (all that it needs), `products`
         (outputs of convolutions and matrix products; the rest is computed again) or `inputs` (of each block only);
         empty: `none` for all.
+      pool: over all positions, before the head: their mean (`avg`), their maximum (`max`), half of the sum of both
+        (`avgmax`), or both side by side (`catavgmax`); null: as is customary for the model.
       read: what is a step where an image is read as a sequence: one of its `rows` or `columns`, of the `pixels` row by
         row, of the `patches` row by row, or of the pixels along a `hilbert` curve; null: as is customary for the model.
         Sequences are read by rows, which are their steps.
@@ -291,6 +293,7 @@ class ModelSection(Section):
     dropout: Fraction = 0.0
     drop_path: Fraction = 0.0
     remat: Annotated[tuple[Literal["none", "products", "inputs"], ...], BeforeValidator(list_as_tuple)] = ()
+    pool: Literal["avg", "max", "avgmax", "catavgmax"] | None = None
     read: Literal["rows", "columns", "pixels", "patches", "hilbert"] | None = None
     patch: Annotated[int, Field(ge=0, le=8192)] = 0
     hidden: Annotated[int, Field(ge=0, le=2**16)] = 0
@@ -308,7 +311,9 @@ class ModelSection(Section):
     @property
     def architecture(self) -> dict[str, Any]:
         """What of that decides which weights there are, where it is not as is customary for the model."""
-        return self.model_dump(include={"read", "patch", "hidden", "layers", "bidirectional"}, exclude_defaults=True)
+        return self.model_dump(
+            include={"pool", "read", "patch", "hidden", "layers", "bidirectional"}, exclude_defaults=True
+        )
 
     @model_validator(mode="after")
     def _patch_with_patches_only(self) -> ModelSection:

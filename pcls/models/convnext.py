@@ -13,7 +13,7 @@ from jax import Array
 
 from pcls.nn.conv import Conv
 from pcls.nn.dropout import Dropout, stochastic_depth
-from pcls.nn.pooling import global_mean_pool
+from pcls.nn.pooling import Pool, global_pool, pooled_width
 from pcls.nn.remat import named_product, run_block
 from pcls.nn.training import TrainingPass
 
@@ -68,6 +68,7 @@ class ConvNeXt(nnx.Module):
     Args:
       depths, widths: blocks and channels of each stage.
       channels, classes: of images and logits.
+      pool: over positions.
       dropout: before the head.
       drop_path: stochastic depth of the last block; it rises linearly from 0.
       remat: of each stage's blocks, as `run_block` names it.
@@ -81,6 +82,7 @@ class ConvNeXt(nnx.Module):
         *,
         channels: int,
         classes: int,
+        pool: Pool = "avg",
         dropout: float = 0.0,
         drop_path: float = 0.0,
         remat: Sequence[str] = ("none",) * 4,
@@ -96,19 +98,27 @@ class ConvNeXt(nnx.Module):
             inputs = width
         self.stages = nnx.List(stages)
         self.remat = tuple(remat)
-        self.norm = _norm(inputs, dtype=dtype, rngs=rngs)
+        self.pool = pool
+        self.norm = _norm(pooled_width(inputs, pool), dtype=dtype, rngs=rngs)
         self.dropout = Dropout(dropout, sum(depths))
-        self.head = _linear(inputs, classes, dtype=dtype, rngs=rngs)
+        self.head = _linear(pooled_width(inputs, pool), classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to [batch, classes] logits."""
+        x = global_pool(self.features(images, training)[-1], self.pool)
+        return self.head(self.dropout(self.norm(x), training))
+
+    def features(self, images: Array, training: TrainingPass | None = None) -> list[Array]:
+        """[batch, height, width, channels] to the map after each stage, of 1/4, 1/8, 1/16 and 1/32 of the size."""
         x = self.stem_norm(self.stem(images))
+        maps = []
         for stage, remat in zip(self.stages, self.remat, strict=True):
             if stage.downsample is not None:
                 x = stage.downsample(x)
             for block in stage.blocks:
                 x = run_block(block, x, training, remat)
-        return self.head(self.dropout(self.norm(global_mean_pool(x)), training))
+            maps.append(x)
+        return maps
 
 
 convnext_tiny = partial(ConvNeXt, (3, 3, 9, 3), (96, 192, 384, 768))

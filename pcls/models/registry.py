@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -16,7 +16,7 @@ from pcls.models.classic import Cnn28, irnn28, rnn28
 from pcls.models.convnext import convnext_tiny
 from pcls.models.crnn import Crnn
 from pcls.models.reading import Order
-from pcls.models.resnet import resnet18, resnet18_cifar, resnet50
+from pcls.models.resnet import DEEP_RESNETS, RESNETS, resnet18_cifar, resnext50_32x4d, wide_resnet50_2
 from pcls.models.rglru2d import rglru2d_s, rglru2d_tiny
 from pcls.models.sequence import LinearSequenceClassifier, SequenceClassifier
 from pcls.models.sequencer import sequencer2d_l, sequencer2d_m, sequencer2d_s
@@ -57,24 +57,34 @@ class Entry:
 
 
 _classic = partial(Entry, image_size=28, channels=1, classes=10, fixed_size=True)
-_staged = partial(Entry, channels=3, options=frozenset(("dropout", "drop_path", "remat")), stages=4)
+_STAGED = frozenset(("dropout", "drop_path", "remat"))
+_staged = partial(Entry, channels=3, options=_STAGED, stages=4)
 _imagenet = partial(_staged, image_size=224, min_size=32, classes=1000)
-_sequencer = partial(_imagenet, min_size=14)
+_cnn = partial(_imagenet, options=_STAGED | {"pool"})
+_sequencer = partial(_cnn, min_size=14)
 _SEQUENCE = frozenset(("read", "patch", "hidden", "layers", "bidirectional", "dropout"))
 _sequence = partial(_classic, min_size=1, options=_SEQUENCE, reads=get_args(Order), lengths=True)
 _stepwise = partial(_sequence, options=_SEQUENCE | {"truncate", "chunk"})
 _linear = partial(_sequence, options=_SEQUENCE | {"form"}, forms=get_args(Form))
 
+
+def _family(description: str, builds: Mapping[str, Callable[..., nnx.Module]], **facts: Any) -> dict[str, Entry]:
+    """Models that one line describes."""
+    return {name: _cnn(description, build, **facts) for name, build in builds.items()}
+
+
 MODELS: dict[str, Entry] = {
     "cnn28": _classic("two convolutions and two dense layers", Cnn28, min_size=10, options=frozenset(("dropout",))),
     "rnn28": _classic("simple recurrent network (tanh) over the rows of the image", rnn28, min_size=2),
     "irnn28": _classic("the same with ReLU and an identity start (Le et al. 2015)", irnn28, min_size=2),
-    "resnet18": _imagenet("residual network, 18 layers (He et al. 2015)", resnet18),
+    **_family("residual network (He et al. 2015)", RESNETS),
+    **_family("the same, a deep stem, means in its shortcuts (He et al. 2019)", DEEP_RESNETS),
+    "resnext50_32x4d": _cnn("residual network, 32 groups of channels (Xie et al. 2017)", resnext50_32x4d),
+    "wide_resnet50_2": _cnn("residual network, twice the inner width (Zagoruyko & Komodakis 2016)", wide_resnet50_2),
     "resnet18_cifar": _staged(
-        "the same with a stem for small images", resnet18_cifar, image_size=32, min_size=8, classes=10
+        "residual network with a stem for small images", resnet18_cifar, image_size=32, min_size=8, classes=10
     ),
-    "resnet50": _imagenet("residual network, 50 layers, bottlenecks (He et al. 2015)", resnet50),
-    "convnext_tiny": _imagenet("ConvNeXt-T: depthwise 7 x 7, layer normalisation (Liu et al. 2022)", convnext_tiny),
+    "convnext_tiny": _cnn("ConvNeXt-T: depthwise 7 x 7, layer normalisation (Liu et al. 2022)", convnext_tiny),
     "rnn": _stepwise(
         "simple recurrent network (tanh) over rows, pixels, ... (Elman 1990)", partial(SequenceClassifier, "rnn")
     ),
@@ -138,6 +148,7 @@ def define_model(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     remat: Sequence[str] = (),
+    pool: str | None = None,
     read: str | None = None,
     patch: int = 0,
     hidden: int = 0,
@@ -155,6 +166,7 @@ def define_model(
       precision: type of the computation.
       dropout, drop_path: shares dropped in training; 0: none.
       remat: what each stage's blocks keep for the backward pass; empty: all that it needs.
+      pool: over all positions, before the head; None: as is customary for the model.
       read, patch: the order in which an image is read, and the size of patches; None, 0: as is customary for the model.
       hidden, layers, bidirectional: sizes of recurrent layers; 0, None: the customary ones.
       truncate: steps that gradients go back over; 0: all.
@@ -174,6 +186,7 @@ def define_model(
         "dropout": dropout,
         "drop_path": drop_path,
         "remat": remat,
+        "pool": pool,
         "read": read,
         "patch": patch,
         "hidden": hidden,

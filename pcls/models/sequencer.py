@@ -13,7 +13,7 @@ from jax import Array
 
 from pcls.nn.conv import Conv
 from pcls.nn.dropout import Dropout, stochastic_depth
-from pcls.nn.pooling import global_mean_pool
+from pcls.nn.pooling import Pool, global_pool, pooled_width
 from pcls.nn.recurrent.cells import LSTM, Carry
 from pcls.nn.recurrent.sequential import Scan, Stream, sequential_scan, zero_carry
 from pcls.nn.remat import named_product, run_block
@@ -124,13 +124,14 @@ class Stage(nnx.Module):
 
 
 class Sequencer2D(nnx.Module):
-    """A stem of patches, four stages, normalisation, global mean, the head.
+    """A stem of patches, four stages, normalisation, the mean over positions, the head.
 
     Args:
       depths, widths: blocks and channels of each stage.
       patches: height and width of those of the stem and of the convolution before each other stage.
       block: makes a block from its width and its two dropping layers.
       channels, classes: of images and logits.
+      pool: over positions.
       dropout: before the head.
       drop_path: stochastic depth of the last block's two branches; it rises linearly from 0.
       remat: of each stage's blocks, as `run_block` names it.
@@ -146,6 +147,7 @@ class Sequencer2D(nnx.Module):
         *,
         channels: int,
         classes: int,
+        pool: Pool = "avg",
         dropout: float = 0.0,
         drop_path: float = 0.0,
         remat: Sequence[str] = ("none",) * 4,
@@ -163,17 +165,26 @@ class Sequencer2D(nnx.Module):
         self.norm = _norm(inputs, dtype=dtype, rngs=rngs)
         self.dropout = Dropout(dropout, 2 * sum(depths))
         # Starts at zero, as published: the first loss is that of a uniform guess.
+        self.pool = pool
+        inputs = pooled_width(inputs, pool)
         self.head = nnx.Linear(inputs, classes, kernel_init=nnx.initializers.zeros_init(), dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to [batch, classes] logits."""
+        x = self.norm(self.features(images, training)[-1])
+        return self.head(self.dropout(global_pool(x, self.pool), training))
+
+    def features(self, images: Array, training: TrainingPass | None = None) -> list[Array]:
+        """[batch, height, width, channels] to the map after each stage."""
         x = self.stem(images)
+        maps = []
         for stage, remat in zip(self.stages, self.remat, strict=True):
             if stage.downsample is not None:
                 x = stage.downsample(x)
             for block in stage.blocks:
                 x = run_block(block, x, training, remat)
-        return self.head(self.dropout(global_mean_pool(self.norm(x)), training))
+            maps.append(x)
+        return maps
 
 
 def branch_drops(rate: float, blocks: int) -> list[tuple[Dropout, Dropout]]:

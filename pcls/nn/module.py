@@ -69,6 +69,15 @@ class ModelDef:
         logits = model(images, training, lengths=lengths) if self.takes_lengths else model(images, training)
         return logits, _flat(nnx.state(model, nnx.BatchStat))
 
+    def features(self, params: Arrays, stats: Arrays, images: Array) -> list[Array]:
+        """The map after each stage of a network that has stages, [batch, height / n, width / n, channels] each.
+
+        Args:
+          params, stats: by path.
+          images: [batch, height, width, channels].
+        """
+        return nnx.merge(self.graph, _nested(params), _nested(stats)).features(images)
+
     @property
     def parameter_count(self) -> int:
         """Trained numbers."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from pcls.nn.platform import target_platform
+
+# Over all positions: the mean, the maximum, half of their sum, or both side by side.
+Pool = Literal["avg", "max", "avgmax", "catavgmax"]
 
 
 def max_pool_2x2(x: Array) -> Array:
@@ -70,6 +74,39 @@ def max_pool_3x3_stride_2(x: Array) -> Array:
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     views = [padded[:, i : i + height : 2, j : j + width : 2] for i in range(3) for j in range(3)]
     return functools.reduce(jnp.maximum, views)
+
+
+def mean_pool_2x2(x: Array) -> Array:
+    """Mean over blocks of 2 x 2; at an odd last row or column over those positions that there are.
+
+    Args:
+      x: [batch, height, width, channels].
+
+    Returns:
+      [batch, (height + 1) // 2, (width + 1) // 2, channels].
+    """
+    batch, height, width, channels = x.shape
+    # The mean of a position and its copy is itself.
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels).mean((2, 4))
+
+
+def global_pool(x: Array, pool: Pool) -> Array:
+    """Over all positions: [batch, height, width, channels] to [batch, `pooled_width(channels, pool)`]."""
+    mean, maximum = global_mean_pool(x), x.max((1, 2))
+    match pool:
+        case "avg":
+            return mean
+        case "max":
+            return maximum
+        case "avgmax":
+            return (mean + maximum) / 2
+    return jnp.concatenate([mean, maximum], -1)
+
+
+def pooled_width(channels: int, pool: Pool) -> int:
+    """Features that `global_pool` gives."""
+    return 2 * channels if pool == "catavgmax" else channels
 
 
 def global_mean_pool(x: Array) -> Array:
