@@ -123,9 +123,11 @@ def training_batches(
     def batch(step: int) -> Batch:
         update = update_at(step)
         parts = [order.records_of_step(step + number) for number in range(update.batches)]
-        own = rows[update.batches * order.batch_size]
-        records, epochs = (np.concatenate(part)[own] for part in zip(*parts, strict=True))
+        records, epochs = (np.concatenate(part) for part in zip(*parts, strict=True))
+        # Of the whole batch: BatchNorm would see others with another number of processes.
         filled = _filled(records, partial(order.fillers, step))
+        own = rows[update.batches * order.batch_size]
+        records, epochs, filled = records[own], epochs[own], filled[own]
         draws = crop_draws(order.seed, epochs, filled) if random_crop else None
         return _read(source, sized(preprocessing, update), records, filled, epochs, draws)
 

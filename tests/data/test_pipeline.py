@@ -226,6 +226,16 @@ def test_a_step_that_is_filled_up_has_rows_of_weight_0():
     assert last.record[5:].tolist() == [-1] * 3
 
 
+def test_a_step_is_filled_up_alike_by_any_number_of_processes():
+    def last(rows):
+        options = {"order": Order(35, 8, 5, "pad"), "rows": {8: rows}, "random_crop": True, "steps": range(5)}
+        with training_batches(Numbers(), PREPROCESSING, workers=Workers(0), **options) as batches:
+            return list(batches)[-1]
+
+    one, *two = last(np.arange(8)), last(np.arange(4)), last(np.arange(4, 8))
+    np.testing.assert_array_equal(np.concatenate([batch.image for batch in two]), one.image)
+
+
 SMALL = Preprocessing(6, 5, 3, (0.0,) * 3, (1.0,) * 3)
 
 

@@ -27,12 +27,25 @@ SETTINGS = {
     "evaluate.batch_size": 48,
     "checkpoint.every": "50 steps",
 }
+# Overrides of `japanese_vowels_gru`. Three lengths, two of them padded alike.
+SEQUENCES = {
+    "data.source": "sequences",
+    "data.buckets": 2,
+    "data.tail": "pad",
+    "model.name": "rnn",
+    "model.bidirectional": False,
+    "model.hidden": 4,
+    "train.duration": "6 steps",
+    "train.batch_size": 16,
+    "evaluate.every": "6 steps",
+    "checkpoint.every": "6 steps",
+}
 
 
-def start(path, processes, devices, **overrides):
+def start(path, processes, devices, recipe="digits_rnn", settings=SETTINGS, **overrides):
     """A run of so many processes, each with so many devices."""
-    settings = SETTINGS | {"run.dir": str(path)} | overrides
-    arguments = ["train", "digits_rnn", *(f"{key}={value}" for key, value in settings.items())]
+    settings = settings | {"run.dir": str(path)} | overrides
+    arguments = ["train", recipe, *(f"{key}={value}" for key, value in settings.items())]
     meeting = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(processes), "--process"]
     return [
         subprocess.Popen(
@@ -127,6 +140,30 @@ def test_a_checkpoint_of_several_processes_is_whole(runs, final_state, count):
     assert one.keys() == several.keys()
     for name, value in one.items():
         np.testing.assert_allclose(several[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_two_processes_train_on_length_buckets_as_one_does(tmp_path, final_state):
+    settings = SEQUENCES | {"data.path": sequences(tmp_path / "set.npz")}
+    codes, told = ended(start(tmp_path / "two", 2, 4, "japanese_vowels_gru", settings))
+    assert codes == [0, 0], told
+    assert "sequences/s" in told[0]
+    run = pcls.train("japanese_vowels_gru", settings | {"run.dir": str(tmp_path / "one")})
+    one, two = final_state(tmp_path / "one"), final_state(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    evaluation, _ = read_evaluation(RunFolder(tmp_path / "two"))
+    assert evaluation.n == run.evaluation.n == 10
+    assert evaluation.loss == pytest.approx(run.evaluation.loss, rel=1e-5)
+
+
+def sequences(path):
+    """An archive of 50 noisy sequences of 8 features and 2, 3 or 7 steps, of two classes; neither batch divides them."""
+    rng, lengths, labels = np.random.default_rng(0), np.arange(50) % 3, np.arange(50) % 2
+    lengths = np.array([2, 3, 7])[lengths]
+    values = rng.normal(np.repeat(labels, lengths)[:, None], 1, (lengths.sum(), 8))
+    np.savez(path, values=values, lengths=lengths, labels=labels)
+    return str(path)
 
 
 @pytest.mark.faults
