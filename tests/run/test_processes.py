@@ -158,7 +158,7 @@ def test_two_processes_train_on_length_buckets_as_one_does(tmp_path, final_state
 
 
 def sequences(path):
-    """An archive of 50 noisy sequences of 8 features and 2, 3 or 7 steps, of two classes; neither batch divides them."""
+    """An archive of 50 noisy sequences of 8 features and 2, 3 or 7 steps, of two classes; no batch divides them."""
     rng, lengths, labels = np.random.default_rng(0), np.arange(50) % 3, np.arange(50) % 2
     lengths = np.array([2, 3, 7])[lengths]
     values = rng.normal(np.repeat(labels, lengths)[:, None], 1, (lengths.sum(), 8))
