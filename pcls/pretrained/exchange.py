@@ -9,7 +9,7 @@ import numpy as np
 
 from pcls.errors import UserError
 from pcls.nn.module import Arrays, ModelDef
-from pcls.pretrained.names import Names
+from pcls.pretrained.names.rules import Names
 
 # Counts of batches, which only a mean over all of them needs.
 IGNORED = "num_batches_tracked"

@@ -1,13 +1,10 @@
-"""The names that timm and torchvision give the tensors of a model: rules, one table a family."""
+"""How a library names the tensors of a family of models."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from pcls.errors import UserError
-from pcls.models.resnet import DEEP_RESNETS, RESNETS
 
 # A regular expression over a path of pcls, such as `stages/0/1/conv1/kernel`, and what stands there instead.
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
@@ -43,43 +40,6 @@ class Names:
         return self.pointwise is not None and re.search(self.pointwise, key) is not None
 
 
-def _counted(name: str, first: int) -> Callable[[re.Match[str]], str]:
+def counted(name: str, first: int) -> Callable[[re.Match[str]], str]:
     """Replaces a number by a name and that number, counted from `first`."""
     return lambda match: f"{name}{int(match[1]) + first}/"
-
-
-_RESNET = Names(
-    (
-        (r"^stages/(\d+)/", _counted("layer", 1)),
-        (r"/shortcut/conv/", r"/downsample/0/"),
-        (r"/shortcut/bn/", r"/downsample/1/"),
-        (r"^head/", r"fc/"),
-    )
-)
-_DEEP_RESNET = Names(
-    (
-        (r"/shortcut/conv/", r"/downsample/1/"),
-        (r"/shortcut/bn/", r"/downsample/2/"),
-        (r"^conv1/conv1/", r"conv1/0/"),
-        (r"^conv1/bn1/", r"conv1/1/"),
-        (r"^conv1/conv2/", r"conv1/3/"),
-        (r"^conv1/bn2/", r"conv1/4/"),
-        (r"^conv1/conv3/", r"conv1/6/"),
-        *_RESNET.rules,
-    )
-)
-
-_OTHER_RESNETS = ("resnext50_32x4d", "wide_resnet50_2")
-
-TIMM: Mapping[str, Names] = {
-    **dict.fromkeys((*RESNETS, *_OTHER_RESNETS), _RESNET),
-    **dict.fromkeys(DEEP_RESNETS, _DEEP_RESNET),
-}
-TORCHVISION: Mapping[str, Names] = dict.fromkeys((*RESNETS, *_OTHER_RESNETS), _RESNET)
-
-
-def timm_names(model: str) -> Names:
-    """Of a model of the registry; UserError where timm has no such model, or other weights for it."""
-    if model not in TIMM:
-        raise UserError(f"timm has no weights for {model!r}; models that it has: {', '.join(TIMM)}")
-    return TIMM[model]
