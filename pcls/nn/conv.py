@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,13 +19,14 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 class Conv(nnx.Module):
     """A convolution with square kernel, padded by half of it on every side, as public weights expect.
 
-    (SAME padding would put a strided convolution's odd row of zeros on the other side.)
+    (TensorFlow's padding puts a strided convolution's odd row of zeros on the other side.)
 
     Args:
       inputs, outputs: channels.
       size: of the kernel.
       stride: on both axes.
-      pad: rows of zeros on every side; None: half of the kernel.
+      pad: rows of zeros on every side; None: half of the kernel; `same`: as TensorFlow's SAME, as few as the output's
+        size needs, the odd one below and on the right.
       groups: inputs and outputs are split into this many, each with its own kernel; `inputs`: depthwise.
       bias: whether a bias is added.
       kernel_init: of the kernel.
@@ -37,7 +40,7 @@ class Conv(nnx.Module):
         size: int,
         *,
         stride: int = 1,
-        pad: int | None = None,
+        pad: int | Literal["same"] | None = None,
         groups: int = 1,
         bias: bool = False,
         kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
@@ -47,7 +50,8 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, inputs // groups, outputs), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
         self.stride = stride
-        self.pad = size // 2 if pad is None else pad
+        rows = size // 2 if pad is None else pad
+        self.padding = "SAME" if rows == "same" else ((rows, rows), (rows, rows))
         self.groups = groups
         self.dtype = dtype
 
@@ -57,7 +61,7 @@ class Conv(nnx.Module):
             x.astype(self.dtype),
             self.kernel[...].astype(self.dtype),
             (self.stride, self.stride),
-            ((self.pad, self.pad), (self.pad, self.pad)),
+            self.padding,
             dimension_numbers=_LAYOUT,
             feature_group_count=self.groups,
         )

@@ -61,6 +61,26 @@ def test_a_convolution_is_that_of_numpy(options, shape) -> None:
     np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{"size": 3, "stride": 2}, {"size": 5, "stride": 2, "groups": 4}, {"size": 3}])
+def test_tensorflows_padding_has_its_odd_row_below_and_to_the_right(options) -> None:
+    layer = Conv(4, 8, **options, pad="same", dtype=jnp.float32, rngs=nnx.Rngs(0))
+    # Height and width need different padding where the stride is 2: an odd length as much on both sides.
+    x = np.random.default_rng(0).normal(size=(2, 7, 6, 4)).astype(np.float32)
+    size, stride = options["size"], options.get("stride", 1)
+    rows, columns = (padding_of_same(length, size, stride) for length in (7, 6))
+    padded = np.pad(x, ((0, 0), rows, columns, (0, 0)))
+    kernel = np.asarray(layer.kernel[...], np.float64)
+    expected = numpy_convolution(padded, kernel, stride, 0, options.get("groups", 1))
+    assert expected.shape == (2, -(-7 // stride), 6 // stride, 8)
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def padding_of_same(length: int, size: int, stride: int) -> tuple[int, int]:
+    """Rows before and after, by the rule in TensorFlow's documentation."""
+    total = max(size - (stride if length % stride == 0 else length % stride), 0)
+    return total // 2, total - total // 2
+
+
 def test_a_convolution_computes_in_its_type_with_float32_parameters() -> None:
     layer = Conv(4, 8, 3, bias=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     assert layer(jnp.ones((1, 4, 4, 4))).dtype == jnp.bfloat16
