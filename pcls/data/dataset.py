@@ -123,8 +123,8 @@ def open_dataset(section: DataSection, preprocessing: Preprocessing | None = Non
 
     Args:
       section: the recipe's `data`.
-      preprocessing: that of pretrained weights, which then holds, but for the length of sequences; None: worked out
-        from the data and the recipe.
+      preprocessing: that of pretrained weights, which then holds, but for the length of sequences and what the recipe
+        says of pictures' sizes and crops; None: worked out from the data and the recipe.
 
     Raises:
       UserError: the data is missing, damaged, or not fit to classify.
@@ -175,14 +175,37 @@ def _prepared(
 ) -> Dataset:
     if not isinstance(whole, ArraySource) or not isinstance(evaluation, ArraySource | None):
         train, evaluation = _split(section, whole, evaluation)
-        return Dataset(train, evaluation, preprocessing or _file_preprocessing(section), in_memory=False)
+        preprocessing = _as_asked(section, preprocessing) if preprocessing else _file_preprocessing(section)
+        return Dataset(train, evaluation, preprocessing, in_memory=False)
     _check_no_file_settings(section)
     _check_not_empty(whole, whole.labels, section.classes or tuple(range(len(whole.class_names))))
-    shape = _array_shape(section, whole, preprocessing)
+    preprocessing = preprocessing and _without_crop(_as_asked(section, preprocessing))
+    shape = preprocessing.shape if preprocessing else _array_shape(section, whole)
+    trained = preprocessing.training.shape if preprocessing else shape
     # Pixels in memory are brought to size once, not once an epoch.
-    whole, evaluation = whole.resized(*shape), evaluation and evaluation.resized(*shape)
-    train, evaluation = _split(section, whole, evaluation)
-    return Dataset(train, evaluation, preprocessing or _array_preprocessing(train, shape), in_memory=True)
+    train, held = _split(section, whole.resized(*trained), evaluation and evaluation.resized(*shape))
+    if evaluation is None and trained != shape:
+        _, held = _split(section, whole.resized(*shape), None)
+    return Dataset(train, held, preprocessing or _array_preprocessing(train, shape), in_memory=True)
+
+
+def _as_asked(section: DataSection, preprocessing: Preprocessing) -> Preprocessing:
+    """What weights expect, but for what the recipe says of it; one size that it names is that of training too."""
+    if section.channels not in (0, preprocessing.channels):
+        raise UserError(
+            f"data.channels is {section.channels}, and the weights see {preprocessing.channels}; leave it out: "
+            "pictures are brought to that"
+        )
+    if size := section.image_size:
+        preprocessing = replace(preprocessing.training, height=size, width=size)
+    asked = {key: getattr(section, key) for key in ("crop_pct", "crop_mode", "interpolation")}
+    return replace(preprocessing, **{key: value for key, value in asked.items() if value})
+
+
+def _without_crop(preprocessing: Preprocessing) -> Preprocessing:
+    """The same for pictures in memory, which are seen whole; so must be those of later predictions."""
+    train = preprocessing.train and replace(preprocessing.train, crop_pct=1.0)
+    return replace(preprocessing, crop_pct=1.0, crop_mode="center", interpolation="bilinear", train=train)
 
 
 def _heard_as(section: DataSection, preprocessing: Preprocessing | None) -> DataSection:
@@ -442,11 +465,7 @@ def _check_not_empty(source: Source, labels: np.ndarray, classes: tuple[int, ...
             raise UserError(f"class {source.class_names[label]!r} has no training records; check the labels")
 
 
-def _array_shape(
-    section: DataSection, source: ArraySource, preprocessing: Preprocessing | None
-) -> tuple[int, int, int]:
-    if preprocessing is not None:
-        return preprocessing.height, preprocessing.width, preprocessing.channels
+def _array_shape(section: DataSection, source: ArraySource) -> tuple[int, int, int]:
     _, height, width, channels = source.images.shape
     return section.image_size or height, section.image_size or width, section.channels or channels
 

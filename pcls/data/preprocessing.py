@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -44,13 +44,33 @@ class SequenceFeatures:
 
 
 @dataclass(frozen=True)
+class TrainingSize:
+    """The images of training, where those of evaluation are of another size. Source: Touvron et al. 2019.
+
+    Attributes:
+      height, width: pixels.
+      crop_pct: of images that training cuts as evaluation does.
+    """
+
+    height: int
+    width: int
+    crop_pct: float
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TrainingSize:
+        """Reads plain values back; TypeError or ValueError where they are not those."""
+        return cls(int(values["height"]), int(values["width"]), float(values["crop_pct"]))
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """From any picture or sequence to the numbers that the first layer sees.
 
     A sequence is held as a picture of one channel whose rows are its steps.
 
     Attributes:
-      height, width: pixels; of sequences the steps of the longest, padded, and the features of a step.
+      height, width: pixels in evaluation and prediction; of sequences the steps of the longest, padded, and the
+        features of a step.
       channels: 1 (grey, or a sequence) or 3 (RGB).
       mean, std: of x / 255, one a channel; of sequences of x, one a feature, over the steps that count. Applied on the
         device.
@@ -59,6 +79,7 @@ class Preprocessing:
         side by itself, which bends the picture (`squash`); or the longer side, with a border of the mean (`border`).
       interpolation: of that resize, antialiased; one of `INTERPOLATIONS`.
       sequence: what the features of a step are; None: a picture.
+      train: size of the images of training; None: that of evaluation.
     """
 
     height: int
@@ -70,6 +91,17 @@ class Preprocessing:
     crop_mode: str = "center"
     interpolation: str = "bilinear"
     sequence: SequenceFeatures | None = None
+    train: TrainingSize | None = None
+
+    @property
+    def training(self) -> Preprocessing:
+        """What training sees."""
+        return self if self.train is None else replace(self, train=None, **asdict(self.train))
+
+    def trained_at(self, size: TrainingSize) -> Preprocessing:
+        """The same, with the size of training; where that is the one of evaluation, none is held."""
+        same = (size.height, size.width, size.crop_pct) == (self.height, self.width, self.crop_pct)
+        return replace(self, train=None if same else size)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -88,8 +120,8 @@ class Preprocessing:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Preprocessing:
         """Reads `to_json` back; TypeError or ValueError where it is not that."""
-        # Weights of pictures that were saved before there were sequences lack the key.
-        sequence = values.get("sequence")
+        # Weights that were saved before there were sequences, or sizes of training, lack the keys.
+        sequence, train = values.get("sequence"), values.get("train")
         return cls(
             height=int(values["height"]),
             width=int(values["width"]),
@@ -100,6 +132,7 @@ class Preprocessing:
             crop_mode=_one_of(CROP_MODES, values["crop_mode"]),
             interpolation=_one_of(INTERPOLATIONS, values["interpolation"]),
             sequence=None if sequence is None else SequenceFeatures.from_json(sequence),
+            train=None if train is None else TrainingSize.from_json(train),
         )
 
 

@@ -1,4 +1,4 @@
-"""Model FLOPs, counted on the function as written."""
+"""Model FLOPs and activations, counted on the function as written."""
 
 from __future__ import annotations
 
@@ -24,23 +24,37 @@ def analytic_flops(fn: Callable[..., Any], *arguments: Any) -> int:
         its body once.
       arguments: arrays or `jax.ShapeDtypeStruct`.
     """
-    return _jaxpr_flops(jax.make_jaxpr(fn)(*arguments).jaxpr)
+    return _count(jax.make_jaxpr(fn)(*arguments).jaxpr, _product_flops)
 
 
-def _jaxpr_flops(jaxpr: Jaxpr) -> int:
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+def analytic_activations(fn: Callable[..., Any], *arguments: Any) -> int:
+    """Numbers that come out of the matrix products and convolutions of a function; memory traffic goes with them.
+
+    Args:
+      fn, arguments: as in `analytic_flops`.
+
+    Source: Radosavovic et al. 2020, who count convolutions only.
+    """
+    return _count(jax.make_jaxpr(fn)(*arguments).jaxpr, lambda equation: math.prod(_shape(equation.outvars[0])))
 
 
-def _equation_flops(equation: JaxprEqn) -> int:
+def _count(jaxpr: Jaxpr, of_product: Callable[[JaxprEqn], int]) -> int:
+    """What the products and convolutions of a jaxpr count together, given the count of one."""
+    return sum(_count_equation(equation, of_product) for equation in jaxpr.eqns)
+
+
+def _count_equation(equation: JaxprEqn, of_product: Callable[[JaxprEqn], int]) -> int:
     name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        return _dot_flops(equation)
-    if name == "conv_general_dilated":
-        return _convolution_flops(equation)
-    inner = [_jaxpr_flops(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
+    if name in ("dot_general", "conv_general_dilated"):
+        return of_product(equation)
+    inner = [_count(jaxpr, of_product) for value in params.values() for jaxpr in _jaxprs(value)]
     if name == "cond":
         return max(inner)
     return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _product_flops(equation: JaxprEqn) -> int:
+    return _dot_flops(equation) if equation.primitive.name == "dot_general" else _convolution_flops(equation)
 
 
 def _dot_flops(equation: JaxprEqn) -> int:

@@ -91,6 +91,11 @@ def picture_of(sequence: np.ndarray, length: int, preprocessing: Preprocessing) 
     return levels.clip(0, 255).astype(np.uint8).swapaxes(0, 1)[::-1]
 
 
+def _sizes_text(preprocessing: Preprocessing) -> str:
+    shape, train = " x ".join(map(str, preprocessing.shape)), preprocessing.train
+    return f"{shape}, trained at {train.height} x {train.width}" if train else shape
+
+
 def facts(folder: RunFolder, recipe: Recipe, dataset: Dataset) -> dict[str, Mapping[str, str]]:
     """What the run worked with: data, model, environment, recipe."""
     preprocessing = dataset.preprocessing
@@ -110,7 +115,7 @@ def facts(folder: RunFolder, recipe: Recipe, dataset: Dataset) -> dict[str, Mapp
             f"training {preprocessing.records}": f"{len(dataset.train):,}",
             f"evaluation {preprocessing.records}": f"{len(dataset.evaluation):,}",
             "classes": f"{len(dataset.class_names):,}",
-            "size": f"{preprocessing.height} x {preprocessing.width} x {preprocessing.channels}",
+            "size": _sizes_text(preprocessing),
             "mean": ", ".join(f"{value:.4f}" for value in preprocessing.mean),
             "deviation": ", ".join(f"{value:.4f}" for value in preprocessing.std),
         },

@@ -235,7 +235,7 @@ class Session:
         sizes = {setup.plan.batch_size * update.batches for update in kinds}
         return training_batches(
             dataset.train,
-            dataset.preprocessing,
+            dataset.preprocessing.training,
             order=setup.order,
             rows={size: setup.rows(size) for size in sizes},
             random_crop=setup.random_crop,
@@ -254,7 +254,7 @@ class Session:
             return Workers(threads=0)
         if data.workers or data.processes:
             return Workers(data.workers or 1, data.processes)
-        measured = measure_threads(dataset.train, dataset.preprocessing, random_crop=setup.random_crop)
+        measured = measure_threads(dataset.train, dataset.preprocessing.training, random_crop=setup.random_crop)
         self._say(str(measured))
         return Workers(measured.threads)
 
@@ -312,18 +312,24 @@ def headline(setup: Setup, folder: RunFolder, first: int) -> str:
     return (
         f"{folder.path}: {setup.recipe.model.name} ({setup.model.parameter_count:,} parameters) on "
         f"{records_text(dataset)}, {len(dataset.class_names)} classes, "
-        f"{len(dataset.evaluation):,} held out; {describe_devices(jax.devices())}; "
+        f"{len(dataset.evaluation):,} held out{_evaluated_at(dataset)}; {describe_devices(jax.devices())}; "
         f"{start} {setup.plan.steps:,} steps of {setup.plan.batch_size}{_tail(setup.order)}"
     )
 
 
 def records_text(dataset: Dataset) -> str:
     """`1,438 images 8 x 8 x 1`, or `270 sequences of up to 29 steps x 12, padded to 15, 29`."""
-    image, count = dataset.preprocessing, len(dataset.train)
+    image, count = dataset.preprocessing.training, len(dataset.train)
     if not dataset.padded:
         return f"{count:,} images {image.height} x {image.width} x {image.channels}"
     several = f", padded to {', '.join(map(str, dataset.padded))}" if len(dataset.padded) > 1 else ""
     return f"{count:,} sequences of up to {image.height:,} steps x {image.width}{several}"
+
+
+def _evaluated_at(dataset: Dataset) -> str:
+    """The size of evaluation, where it is not that of training."""
+    image = dataset.preprocessing
+    return f" and evaluated at {image.height} x {image.width}" if image.train else ""
 
 
 def _tail(order: Order | BucketedOrder) -> str:

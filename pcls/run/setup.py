@@ -84,7 +84,7 @@ def images_on_devices(setup: Setup) -> Images:
             "data.on_device keeps each image once, and data.train_crop=random cuts it anew each epoch; "
             "write data.train_crop=center, or data.on_device=false"
         )
-    image = setup.preprocessing
+    image = setup.preprocessing.training
     needed = size * image.height * image.width * image.channels * (1 if image.sequence is None else 4)
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if memory and needed > memory // 2:

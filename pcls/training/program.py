@@ -59,7 +59,7 @@ class Program:
 
     Attributes:
       recipe: resolved.
-      preprocessing: size and statistics of the images.
+      preprocessing: sizes and statistics of the images.
       mesh: of the devices.
       layout: how the state is split over the mesh.
       rules: each parameter's path to its rule.
@@ -114,7 +114,7 @@ class Program:
 
     def _batch_shapes(self, update: Update) -> Batch:
         images, sequences = self.plan.batch_size * update.batches, self.preprocessing.sequence is not None
-        image = sized(self.preprocessing, update).shape
+        image = sized(self.preprocessing.training, update).shape
         shapes = Batch(
             image=((images, *image), jnp.float32 if sequences else jnp.uint8),
             label=((images,), jnp.int32),
@@ -263,7 +263,7 @@ def make_program(
 
     Args:
       recipe: validated by itself.
-      preprocessing: size and statistics of the images.
+      preprocessing: sizes and statistics of the images.
       classes, records: of the training set.
       buckets: its sequences by padded length; empty: pictures, or sequences that are all padded to the longest.
       devices: to compile for; None: all of all processes.
@@ -274,11 +274,12 @@ def make_program(
     mesh = make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.model, devices)
     check_batch_size("train.batch_size", recipe.train.batch_size, mesh)
     check_batch_size("evaluate.batch_size", recipe.evaluation_batch_size, mesh)
+    trained = preprocessing.training
     model = define_model(
         recipe.model.name,
-        height=preprocessing.height,
-        width=preprocessing.width,
-        channels=preprocessing.channels,
+        height=trained.height,
+        width=trained.width,
+        channels=trained.channels,
         classes=classes,
         precision=recipe.train.precision,
         **recipe.model.options,
@@ -290,9 +291,9 @@ def make_program(
     training = normalisation(recipe, shard_count(mesh), normalises=bool(model.stats))
     check_augmentation(recipe, shard_count(mesh), preprocessing.channels)
     layout = chosen_layout(recipe.mesh)
-    image_bytes = math.prod(preprocessing.shape) * (1 if preprocessing.sequence is None else 4)
+    image_bytes = math.prod(trained.shape) * (1 if preprocessing.sequence is None else 4)
     plan = make_plan(recipe, order, image_bytes=image_bytes, platform=mesh.devices.flat[0].platform)
-    sizes = _sizes(recipe, preprocessing, order, plan)
+    sizes = _sizes(recipe, trained, order, plan)
     plan = replace(plan, batches_at=lambda step: sizes.update_at(step).batches)
     schedule = learning_rate(
         recipe.optimizer, steps=plan.steps, epoch_steps=plan.epoch_steps, batch_size=plan.batch_size

@@ -254,6 +254,21 @@ BAD_INPUTS = {
     "report of nothing": (nothing, ["report", "{0}/nowhere"], ["there is no run in this folder"]),
     "prediction from nothing": (nothing, ["predict", "{0}/nowhere", "a.png"], ["neither a run", "nor a bundle"]),
     "facts of an unknown model": (nothing, ["models", "info", "resnet51"], ["'resnet51'", "nearest is 'resnet50'"]),
+    "facts of an unknown weight": (
+        nothing,
+        ["models", "info", "resnet50.a1_in1"],
+        ["'resnet50.a1_in1'", "nearest are resnet50.a1_in1k"],
+    ),
+    "weights that nobody has": (
+        nothing,
+        ["models", "search", "resnet", "--min-top1", "99"],
+        ["no public weight fits", "pcls models search"],
+    ),
+    "number of parameters that is none": (
+        nothing,
+        ["models", "search", "--max-params", "10X"],
+        ["--max-params is '10X'", "such as 10M"],
+    ),
     "facts of missing data": (nothing, ["data", "info", "{0}/nowhere"], ["there is no such file or folder"]),
     "plan of an unknown recipe": (nothing, ["plan", "digits_cn"], ["'digits_cn'", "nearest is 'digits_cnn'"]),
     "plan for unknown devices": (

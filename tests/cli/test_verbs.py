@@ -26,6 +26,7 @@ VERBS = [
     ["config", "diff"],
     ["models", "list"],
     ["models", "info"],
+    ["models", "search"],
     ["data", "info"],
     ["data", "show"],
     ["data", "bench"],
@@ -119,6 +120,53 @@ def test_models_list_names_every_model_with_its_count(said):
     found = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in lines}
     expected = {"cnn28": 121_930, "rnn28": 2_282, "resnet18": 11_689_512, "resnet50": 25_557_032}
     assert {name: found[name] for name in expected} == expected
+
+
+def test_models_search_prints_a_table_of_public_weights(said):
+    code, lines, _ = said(
+        *("models", "search", "resnet", "--max-params", "12M", "--max-gflops", "4", "--min-top1", "70"),
+        *("--license", "apache", "--task", "classification", "--sort", "top1"),
+    )
+    assert code == 0
+    assert lines[0].split() == ["name", "parameters", "GFLOPs", "activations", "top-1", "%", "size", "licence"]
+    assert lines[1].split()[0] == "resnet18.gluon_in1k"
+    for line in lines[1:]:
+        _, parameters, _, gflops, *_, top1, size, licence = line.split()
+        assert float(parameters) <= 12
+        assert float(gflops) <= 4
+        assert float(top1) >= 70
+        assert (size, licence) == ("224", "apache-2.0")
+
+
+def test_models_search_prints_a_json_list_for_scripts(said):
+    _, lines, _ = said("models", "search", "resnet50.a1_in1k", "--json")
+    (found,) = json.loads(lines[0])
+    assert (found["name"], found["top1"], found["preprocessing"]["train"]["height"]) == ("resnet50.a1_in1k", 81.24, 224)
+    assert json.loads(said("models", "search", "no such", "--json")[1][0]) == []
+
+
+def test_models_info_of_a_public_weight_says_what_it_expects_and_where_its_accuracy_is_from(said):
+    code, lines, _ = said("models", "info", "resnet50.a1_in1k")
+    assert code == 0
+    for line in (
+        "parameters      25,557,032",
+        "test size       288 x 288 x 3, crop 1 (center)",
+        "training size   224 x 224 x 3, crop 0.95 (center)",
+        "interpolation   bicubic",
+        "ImageNet-1k     top-1 81.24 %, top-5 95.11 %, at 288 x 288, crop 1.0 (timm's results-imagenet.csv)",
+        "licence         apache-2.0",
+        "hub             https://huggingface.co/timm/resnet50.a1_in1k",
+    ):
+        assert line in lines
+    assert "licence         not stated" in said("models", "info", "resnet50.bamboo")[1]
+    assert json.loads(said("models", "info", "resnet50.a1_in1k", "--json")[1][0])["licence"] == "apache-2.0"
+
+
+def test_models_info_of_a_model_counts_its_public_weights(said):
+    weights = json.loads(said("models", "info", "resnet18", "--json")[1][0])["weights"]
+    assert "resnet18.a1_in1k" in weights
+    expected = f"public weights  {len(weights)}; pcls models search resnet18. lists them"
+    assert expected in said("models", "info", "resnet18")[1]
 
 
 def test_data_info_counts_every_class_and_split(said):

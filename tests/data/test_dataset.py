@@ -9,7 +9,7 @@ from PIL import Image
 
 from pcls.config.schema import AudioSection, DataSection
 from pcls.data.dataset import SOURCES, data_settings, described_preprocessing, open_dataset
-from pcls.data.preprocessing import IMAGENET_MEAN, Preprocessing, SequenceFeatures
+from pcls.data.preprocessing import IMAGENET_MEAN, Preprocessing, SequenceFeatures, TrainingSize
 from pcls.errors import UserError
 
 DIGIT_COUNTS = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
@@ -136,9 +136,51 @@ def test_files_have_imagenet_statistics_and_224_pixels_unless_the_recipe_says_ot
 
 def test_the_preprocessing_of_pretrained_weights_holds():
     given = Preprocessing(16, 12, 3, (0.5,) * 3, (0.25,) * 3)
-    dataset = open_dataset(DataSection(image_size=28), given)
+    dataset = open_dataset(DataSection(), given)
     assert dataset.preprocessing == given
     assert dataset.train.read(np.arange(2), given, None).images.shape == (2, 16, 12, 3)
+
+
+TWO_SIZES = Preprocessing(
+    20, 20, 3, (0.5,) * 3, (0.25,) * 3, 1.0, "squash", "bicubic", train=TrainingSize(16, 12, 0.75)
+)
+
+
+def test_weights_of_two_sizes_are_trained_with_one_and_evaluated_with_the_other(write_images, ramp):
+    given = replace(TWO_SIZES, crop_mode="center", interpolation="bilinear", train=TrainingSize(16, 12, 1.0))
+    root = str(write_images({"a/1.png": 1, "a/2.png": 1, "b/1.png": 1, "b/2.png": 1}))
+    files = open_dataset(DataSection(source="folder", path=root, validation=0.5), TWO_SIZES)
+    held_out, own_evaluation = (
+        open_dataset(DataSection(), TWO_SIZES),
+        open_dataset(DataSection(source="idx", path=ramp), TWO_SIZES),
+    )
+    # Arrays are seen whole.
+    for dataset, expected in ((files, TWO_SIZES), (held_out, given), (own_evaluation, given)):
+        assert dataset.preprocessing == expected
+        train = dataset.train.read(np.arange(2), expected.training, None).images
+        evaluation = dataset.evaluation.read(np.arange(1), expected, None).images
+        assert (train.shape, evaluation.shape) == ((2, 16, 12, 3), (1, 20, 20, 3))
+    assert len(held_out.train) == 1438
+    assert len(held_out.evaluation) == 359
+    same = open_dataset(DataSection(), replace(TWO_SIZES, train=TrainingSize(20, 20, 1.0)))
+    np.testing.assert_array_equal(held_out.evaluation.labels, same.evaluation.labels)
+    np.testing.assert_array_equal(
+        held_out.evaluation.read(np.arange(359), given, None).images,
+        same.evaluation.read(np.arange(359), given, None).images,
+    )
+
+
+def test_what_a_recipe_says_of_pictures_holds_for_weights_too(write_images):
+    root = str(write_images({"a/1.png": 1, "a/2.png": 1, "b/1.png": 1, "b/2.png": 1}))
+    folder = {"source": "folder", "path": root, "validation": 0.5}
+    seen = open_dataset(DataSection(**folder, image_size=24), TWO_SIZES).preprocessing
+    assert seen == replace(TWO_SIZES, height=24, width=24, crop_pct=0.75, train=None)
+    # As a resumed run asks: with the preprocessing that it was started with.
+    assert open_dataset(DataSection(**folder, image_size=24), seen).preprocessing == seen
+    asked = {"crop_pct": 0.5, "crop_mode": "border", "interpolation": "lanczos"}
+    assert open_dataset(DataSection(**folder, **asked), TWO_SIZES).preprocessing == replace(TWO_SIZES, **asked)
+    with pytest.raises(UserError, match=r"data\.channels is 1, and the weights see 3; leave it out"):
+        open_dataset(DataSection(**folder, channels=1), TWO_SIZES)
 
 
 def test_files_are_cropped_as_the_recipe_says(write_images):

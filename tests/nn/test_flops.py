@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 
 from pcls.models.registry import customary_model
-from pcls.nn.flops import analytic_flops
+from pcls.nn.flops import analytic_activations, analytic_flops
 
 
 def test_resnet50_has_its_published_flops():
@@ -15,6 +15,13 @@ def test_resnet50_has_its_published_flops():
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     flops = analytic_flops(model.apply, model.params, model.stats, image)
     assert flops == pytest.approx(8.18e9, rel=0.001)
+
+
+def test_resnet50_has_its_published_activations():
+    """11.1 M for 224 x 224, and the 1,000 logits."""
+    model = customary_model("resnet50")
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    assert analytic_activations(model.apply, model.params, model.stats, image) == pytest.approx(11.1e6, rel=0.005)
 
 
 def floats(*shape: int) -> jax.ShapeDtypeStruct:
