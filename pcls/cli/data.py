@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -10,6 +11,9 @@ from pcls.cli.data_bench import bench
 from pcls.cli.data_convert import convert
 from pcls.cli.data_doctor import doctor
 from pcls.cli.data_show import show
+
+# Means and deviations.
+MOST_SHOWN = 6
 
 app = typer.Typer(help="Look at data, and convert it.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -47,8 +51,8 @@ def info(
     else:
         typer.echo(f"size        {preprocessing.height} x {preprocessing.width} x {preprocessing.channels}")
     measured = "measured" if sequences or dataset.in_memory else "ImageNet's; image files are not measured"
-    typer.echo(f"mean        {', '.join(f'{value:.4f}' for value in preprocessing.mean)}  ({measured})")
-    typer.echo(f"deviation   {', '.join(f'{value:.4f}' for value in preprocessing.std)}")
+    typer.echo(f"mean        {statistics_text(preprocessing.mean)}  ({measured})")
+    typer.echo(f"deviation   {statistics_text(preprocessing.std)}")
     for notice in dataset.notices:
         typer.echo(notice)
     held_out = class_counts(dataset.evaluation)
@@ -56,6 +60,13 @@ def info(
     width = max(map(len, dataset.class_names))
     for name, count in class_counts(dataset.train).items():
         typer.echo(f"  {name:<{width}}  {count:>8,} to train on  {held_out[name]:>8,} held out")
+
+
+def statistics_text(values: Sequence[float]) -> str:
+    """Those of each channel, or the range of those of many features."""
+    if len(values) <= MOST_SHOWN:
+        return ", ".join(f"{value:.4f}" for value in values)
+    return f"{min(values):.4f} to {max(values):.4f}, of {len(values):,} features"
 
 
 app.command()(show)

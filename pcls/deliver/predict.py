@@ -154,7 +154,7 @@ def _sequence(picture: Picture, features: SequenceFeatures, width: int, longest:
         check_audio(features)
         values = log_mel(_bytes(picture), features)
     else:
-        values = _npy(Path(picture))
+        values = _npy(Path(picture), width)
     if values.dtype.kind not in "fiu" or values.ndim != 2 or values.shape[1] != width or not len(values):
         raise DecodeError(f"{values.dtype}{list(values.shape)}; numbers [steps, {width}] are needed")
     if len(values) > longest:
@@ -166,7 +166,7 @@ def _sequence(picture: Picture, features: SequenceFeatures, width: int, longest:
     return values
 
 
-def _npy(path: Path) -> np.ndarray:
+def _npy(path: Path, width: int) -> np.ndarray:
     # A pipe would be waited for without end.
     if path.exists() and not path.is_file():
         raise DecodeError("not a file")
@@ -174,7 +174,8 @@ def _npy(path: Path) -> np.ndarray:
         # Mapped: a header that claims more than the file holds is refused before memory is taken.
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, *DAMAGED_HEADER) as error:
-        raise DecodeError(f"no .npy file of NumPy ({first_line(error)})") from error
+        reason = first_line(error)
+        raise DecodeError(f"no .npy file, in which numpy.save puts numbers [steps, {width}] ({reason})") from error
 
 
 def _bytes(path: str | Path) -> bytes:

@@ -32,10 +32,12 @@ class Start:
 
     Attributes:
       preprocessing: what the weights expect; it holds for the run.
+      class_names: of the weights, in order. A run of the same classes keeps their head.
       weights: makes parameters and statistics for the run's model, on the host, from the classes and a seed.
     """
 
     preprocessing: Preprocessing
+    class_names: tuple[str, ...]
     weights: Callable[[ModelDef, tuple[str, ...], int], tuple[Arrays, Arrays]]
 
 
@@ -71,9 +73,10 @@ def train_recipe(
                 _refuse_used(folder)
                 folder.create(recipe)
                 folder.write_json(PREPROCESSING, setup.dataset.preprocessing.to_json())
-            return _train(
-                setup, folder, weights, Console(setup.plan.steps, stream, setup.preprocessing.records), goodput, profile
-            )
+            screen = Console(setup.plan.steps, stream, setup.preprocessing.records)
+            if start and is_main():
+                screen.say(_head_text(start.class_names, setup.dataset.class_names))
+            return _train(setup, folder, weights, screen, goodput, profile)
 
 
 def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | None = None) -> Run:
@@ -97,6 +100,13 @@ def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | 
         with folder.locked() if is_main() else nullcontext():
             screen = Console(setup.plan.steps, records=setup.preprocessing.records)
             return _train(setup, folder, None, screen, goodput, profile, resume=True)
+
+
+def _head_text(trained: tuple[str, ...], class_names: tuple[str, ...]) -> str:
+    """What becomes of the head of pretrained weights: classes of one name are taken for the same."""
+    if trained == class_names:
+        return f"the head of the weights is kept: their classes have the same names, {class_names[0]!r} first"
+    return f"a new head is drawn for {len(class_names):,} classes, which are not those of the weights"
 
 
 def check_same_recipe(recipe: Recipe) -> None:

@@ -22,7 +22,7 @@ from pcls.data.order import BucketedOrder, Order
 from pcls.data.pipeline import Batch, Places, Update, sized
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
-from pcls.models.registry import define_model
+from pcls.models.registry import define_model, model_entry
 from pcls.nn.flops import analytic_flops
 from pcls.nn.module import Arrays, ModelDef
 from pcls.nn.platform import compiling_for
@@ -275,6 +275,8 @@ def make_program(
     check_batch_size("train.batch_size", recipe.train.batch_size, mesh)
     check_batch_size("evaluate.batch_size", recipe.evaluation_batch_size, mesh)
     trained = preprocessing.training
+    if preprocessing.sequence is not None:
+        check_sequences(recipe, preprocessing)
     model = define_model(
         recipe.model.name,
         height=trained.height,
@@ -284,8 +286,6 @@ def make_program(
         precision=recipe.train.precision,
         **recipe.model.options,
     )
-    if preprocessing.sequence is not None:
-        check_sequences(recipe, takes_lengths=model.takes_lengths)
     order = training_order(recipe, records, buckets)
     check_progressive(recipe.data, recipe.model.name, order.epoch_steps)
     training = normalisation(recipe, shard_count(mesh), normalises=bool(model.stats))
@@ -314,9 +314,15 @@ def make_program(
     )
 
 
-def check_sequences(recipe: Recipe, *, takes_lengths: bool) -> None:
+def check_sequences(recipe: Recipe, preprocessing: Preprocessing) -> None:
     """UserError where the model cannot take the sequences as the recipe gives them."""
-    if recipe.data.buckets > 1 and not takes_lengths:
+    entry, steps, features = model_entry(recipe.model.name), preprocessing.height, preprocessing.width
+    if min(steps, features) < entry.min_size:
+        raise UserError(
+            f"{recipe.model.name} sees sequences as images, steps x features, of {entry.min_size} x {entry.min_size} "
+            f"or more, and these are {steps} x {features}; choose a model that takes lengths, such as lstm"
+        )
+    if recipe.data.buckets > 1 and not entry.lengths:
         raise UserError(
             f"data.buckets is {recipe.data.buckets}, and {recipe.model.name} sees pictures of one size: it takes no "
             "lengths; leave it out, or choose a model that does, such as lstm"

@@ -57,6 +57,7 @@ def start_from(path: str | Path, model: ModelSection) -> Start:
         )
     return Start(
         bundle.preprocessing,
+        bundle.class_names,
         lambda definition, class_names, seed: adapted_weights(bundle, definition, class_names, seed),
     )
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import pcls
 from pcls.cli import main
+from pcls.cli.data import statistics_text
 
 VERBS = [
     ["train"],
@@ -194,6 +195,11 @@ def test_data_info_tells_of_sequences_and_their_padding(said, sequences):
     assert lines[2] == "features    2"
     assert re.fullmatch(r"padded to   \d, 9: \d+\.\d% of all steps are padding", lines[3])
     assert re.fullmatch(r"mean        \d\.\d{4}, \d\.\d{4}  \(measured\)", lines[4])
+
+
+def test_statistics_of_many_features_are_told_by_their_range():
+    assert statistics_text((0.25, 0.5, 0.125)) == "0.2500, 0.5000, 0.1250"
+    assert statistics_text([3, -1.5, *range(38)]) == "-1.5000 to 37.0000, of 40 features"
 
 
 @pytest.mark.parametrize("verb", ["show", "doctor", "bench", "convert"])

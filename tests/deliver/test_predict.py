@@ -219,7 +219,7 @@ def test_sequences_that_cannot_be_read_are_told_in_their_place(reader, tmp_path)
     answers = reader.predict([*(tmp_path / f"{name}.npy" for name in names), *arrays])
     errors = [answer.error for answer in answers]
     assert errors[0] == ""
-    assert all(error.startswith("no .npy file of NumPy (") for error in errors[1:6])
+    assert all(error.startswith("no .npy file, in which numpy.save puts numbers [steps, 2] (") for error in errors[1:6])
     assert errors[6:] == [
         "not a file",
         "No such file or directory",

@@ -174,10 +174,12 @@ def test_the_report_draws_mistaken_sequences(finished):
         assert mistake.thumbnail.dtype == np.uint8
 
 
-def test_longer_sequences_are_learned_from_its_weights(finished, tmp_path):
+def test_longer_sequences_are_learned_from_its_weights(finished, tmp_path, capsys):
     data = archive(tmp_path / "others.npz", (16, 6), longest=7, seed=1)
     few = {"run.dir": str(tmp_path / "tuned"), "train.batch_size": 8, "train.duration": "2 steps"}
     run = pcls.finetune(finished, data, few)
+    told = "the head of the weights is kept: their classes have the same names, 'falls' first"
+    assert capsys.readouterr().err.splitlines()[0] == told
     tuned, base = load_bundle(RunFolder(run.path).bundle), load_bundle(RunFolder(finished).bundle)
     assert tuned.options == base.options == {"hidden": 8}
     assert tuned.preprocessing.height == 7

@@ -87,7 +87,7 @@ class SequentialLayer(nnx.Module):
       rngs: of the initial weights.
 
     Raises:
-      UserError: cuDNN is asked for another cell, or for truncation or chunks.
+      UserError: another form, negative steps; cuDNN is asked for another cell, or for truncation or chunks.
     """
 
     def __init__(
@@ -103,6 +103,10 @@ class SequentialLayer(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        if form not in (None, "sequential", "cudnn"):
+            raise UserError(f'form of a layer that runs step by step is "{form}"; write one of sequential, cudnn')
+        if truncate < 0 or chunk < 0:
+            raise UserError(f"truncate is {truncate} and chunk is {chunk}; numbers of steps >= 0 are needed")
         if form == "cudnn" and (cell != LSTM() or truncate or chunk):
             raise UserError(
                 "model.form is cudnn, which runs an LSTM only, without model.truncate and model.chunk; "
@@ -162,6 +166,9 @@ class Recurrent(nnx.Module):
       dtype: of the computation.
       rngs: of the initial weights.
       options: of the layers.
+
+    Raises:
+      UserError: no such cell, no layer or no state, or an option that is none of what it can be.
     """
 
     def __init__(
@@ -180,6 +187,10 @@ class Recurrent(nnx.Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
+        if cell not in LAYERS:
+            raise UserError(f"there is no recurrent cell {cell!r}; known: {', '.join(LAYERS)}")
+        if layers < 1 or hidden < 1:
+            raise UserError(f"layers is {layers} and hidden is {hidden}; whole numbers >= 1 are needed")
         width = hidden * (2 if bidirectional else 1)
         make = partial(LAYERS[cell], bidirectional=bidirectional, dtype=dtype, rngs=rngs, **options)
         self.layers = nnx.List([make(width if index else inputs, hidden) for index in range(layers)])
