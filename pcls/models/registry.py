@@ -15,6 +15,19 @@ from pcls.errors import UserError
 from pcls.models.classic import Cnn28, irnn28, rnn28
 from pcls.models.convnext import convnext_tiny
 from pcls.models.crnn import Crnn
+from pcls.models.efficientnet import (
+    efficientnet_b0,
+    efficientnetv2_rw_s,
+    efficientnetv2_s,
+    tf_efficientnet_b0,
+    tf_efficientnetv2_s,
+)
+from pcls.models.mobilenet import (
+    mobilenetv3_large_100,
+    mobilenetv3_small_100,
+    tf_mobilenetv3_large_100,
+    tf_mobilenetv3_small_100,
+)
 from pcls.models.reading import Order
 from pcls.models.resnet import DEEP_RESNETS, RESNETS, resnet18_cifar, resnext50_32x4d, wide_resnet50_2
 from pcls.models.rglru2d import rglru2d_s, rglru2d_tiny
@@ -85,6 +98,25 @@ MODELS: dict[str, Entry] = {
         "residual network with a stem for small images", resnet18_cifar, image_size=32, min_size=8, classes=10
     ),
     "convnext_tiny": _cnn("ConvNeXt-T: depthwise 7 x 7, layer normalisation (Liu et al. 2022)", convnext_tiny),
+    "efficientnet_b0": _cnn(
+        "EfficientNet-B0: inverted residuals, squeeze-excite (Tan & Le 2019)", efficientnet_b0, stages=7
+    ),
+    "tf_efficientnet_b0": _cnn("the same for weights from TensorFlow", tf_efficientnet_b0, stages=7),
+    "efficientnetv2_s": _cnn(
+        "EfficientNetV2-S: fused blocks first (Tan & Le 2021)", efficientnetv2_s, image_size=288, stages=6
+    ),
+    "tf_efficientnetv2_s": _cnn("the same for weights from TensorFlow", tf_efficientnetv2_s, image_size=300, stages=6),
+    "efficientnetv2_rw_s": _cnn(
+        "EfficientNetV2-S as timm made it before its code was public", efficientnetv2_rw_s, image_size=288, stages=6
+    ),
+    "mobilenetv3_large_100": _cnn("MobileNetV3-Large (Howard et al. 2019)", mobilenetv3_large_100, stages=7),
+    "mobilenetv3_small_100": _cnn("MobileNetV3-Small", mobilenetv3_small_100, stages=6),
+    "tf_mobilenetv3_large_100": _cnn(
+        "MobileNetV3-Large for weights from TensorFlow", tf_mobilenetv3_large_100, stages=7
+    ),
+    "tf_mobilenetv3_small_100": _cnn(
+        "MobileNetV3-Small for weights from TensorFlow", tf_mobilenetv3_small_100, stages=6
+    ),
     "rnn": _stepwise(
         "simple recurrent network (tanh) over rows, pixels, ... (Elman 1990)", partial(SequenceClassifier, "rnn")
     ),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pcls.models.inverted import ACTIVATIONS
 from pcls.models.registry import define_model
 from pcls.pretrained.exchange import export_weights, import_weights
 from pcls.pretrained.names import timm_names
@@ -140,6 +141,7 @@ def gate(timm, monkeypatch) -> Callable[..., None]:
         smooth(peer)
         calibrate(peer.float())
         monkeypatch.setattr(nnx, "relu", jax.nn.softplus)
+        monkeypatch.setitem(ACTIVATIONS, "relu", jax.nn.softplus)
         weights = import_weights(model, timm_names(name), state_of(peer))
         check_gradient(peer.double(), model, weights, sizes[0])
 

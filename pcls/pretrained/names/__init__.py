@@ -6,16 +6,31 @@ from collections.abc import Mapping
 
 from pcls.errors import UserError
 from pcls.models.resnet import DEEP_RESNETS, RESNETS
+from pcls.pretrained.names.efficientnet import EFFICIENTNET, EFFICIENTNET_V2, MOBILENET, TORCHVISION_B0
 from pcls.pretrained.names.resnet import DEEP_RESNET, RESNET
 from pcls.pretrained.names.rules import Names
 
 _PLAIN_RESNETS = (*RESNETS, "resnext50_32x4d", "wide_resnet50_2")
+_EFFICIENTNETS = ("efficientnet_b0", "tf_efficientnet_b0")
+_EFFICIENTNETS_V2 = ("efficientnetv2_s", "tf_efficientnetv2_s", "efficientnetv2_rw_s")
+_MOBILENETS = (
+    "mobilenetv3_large_100",
+    "mobilenetv3_small_100",
+    "tf_mobilenetv3_large_100",
+    "tf_mobilenetv3_small_100",
+)
 
 TIMM: Mapping[str, Names] = {
     **dict.fromkeys(_PLAIN_RESNETS, RESNET),
     **dict.fromkeys(DEEP_RESNETS, DEEP_RESNET),
+    **dict.fromkeys(_EFFICIENTNETS, EFFICIENTNET),
+    **dict.fromkeys(_EFFICIENTNETS_V2, EFFICIENTNET_V2),
+    **dict.fromkeys(_MOBILENETS, MOBILENET),
 }
-TORCHVISION: Mapping[str, Names] = dict.fromkeys(_PLAIN_RESNETS, RESNET)
+TORCHVISION: Mapping[str, Names] = {
+    **dict.fromkeys(_PLAIN_RESNETS, RESNET),
+    "efficientnet_b0": TORCHVISION_B0,
+}
 
 
 def timm_names(model: str) -> Names:

@@ -1,0 +1,109 @@
+"""MobileNetV3. Source: Howard et al. 2019."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from pcls.models.inverted import Inverted, Single, SqueezeExcite, Stage, Trunk, block_count, dense_init
+from pcls.nn.dropout import Dropout
+from pcls.nn.pooling import Pool, global_pool, pooled_width
+from pcls.nn.remat import named_product
+from pcls.nn.training import TrainingPass
+
+
+class MobileNetV3(Trunk):
+    """The trunk, the mean over positions, and only then the last hidden layer; the head.
+
+    Args:
+      stages: of blocks.
+      hidden: features of the last hidden layer.
+      tensorflow: as `ConvNorm` has it.
+      channels, classes: of images and logits.
+      pool: over positions.
+      dropout: before the head.
+      drop_path: stochastic depth of the last block; it rises linearly from 0.
+      remat: of each stage's blocks, as `run_block` names it.
+      dtype: of the computation.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        hidden: int,
+        *,
+        tensorflow: bool = False,
+        channels: int,
+        classes: int,
+        pool: Pool = "avg",
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        remat: Sequence[str] = (),
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            16,
+            "hard_swish",
+            stages,
+            tensorflow=tensorflow,
+            channels=channels,
+            drop_path=drop_path,
+            remat=remat,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.pool = pool
+        pooled = pooled_width(stages[-1].width, pool)
+        self.hidden = nnx.Linear(pooled, hidden, kernel_init=dense_init, dtype=dtype, rngs=rngs)
+        self.dropout = Dropout(dropout, block_count(stages))
+        self.head = nnx.Linear(hidden, classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:
+        """[batch, height, width, channels] to [batch, classes] logits."""
+        x = global_pool(self.features(images, training)[-1], self.pool)
+        x = nnx.hard_swish(named_product(self.hidden(x)))
+        return self.head(self.dropout(x, training))
+
+
+def _squeeze(inputs: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> SqueezeExcite:
+    """To about a quarter of the channels between a block's convolutions, whatever enters it."""
+    return SqueezeExcite(width, _of_eight(width / 4), "relu", "hard_sigmoid", dtype=dtype, rngs=rngs)
+
+
+def _of_eight(channels: float) -> int:
+    """The nearest multiple of 8, at least 8 and 90 % of the channels."""
+    nearest = max(8, int(channels / 8 + 0.5) * 8)
+    return nearest if nearest >= 0.9 * channels else nearest + 8
+
+
+_relu = partial(Stage, Inverted, act="relu")
+_swish = partial(Stage, Inverted, act="hard_swish")
+
+# Some expansions are the paper's channels over those that enter the block.
+LARGE = (
+    _relu(16, (1,)),
+    _relu(24, (4, 3), stride=2),
+    _relu(40, (3,) * 3, size=5, stride=2, squeeze=_squeeze),
+    _swish(80, (6, 200 / 80, 184 / 80, 184 / 80), stride=2),
+    _swish(112, (6, 6), squeeze=_squeeze),
+    _swish(160, (6,) * 3, size=5, stride=2, squeeze=_squeeze),
+    Stage(Single, 960, (1,), size=1, act="hard_swish"),
+)
+SMALL = (
+    _relu(16, (1,), stride=2, squeeze=_squeeze),
+    _relu(24, (72 / 16, 88 / 24), stride=2),
+    _swish(40, (96 / 24, 6, 6), size=5, stride=2, squeeze=_squeeze),
+    _swish(48, (3, 3), size=5, squeeze=_squeeze),
+    _swish(96, (6,) * 3, size=5, stride=2, squeeze=_squeeze),
+    Stage(Single, 576, (1,), size=1, act="hard_swish"),
+)
+
+mobilenetv3_large_100 = partial(MobileNetV3, LARGE, 1280)
+mobilenetv3_small_100 = partial(MobileNetV3, SMALL, 1024)
+tf_mobilenetv3_large_100 = partial(mobilenetv3_large_100, tensorflow=True)
+tf_mobilenetv3_small_100 = partial(mobilenetv3_small_100, tensorflow=True)
