@@ -82,17 +82,18 @@ def resume(run: str | Path | Run, overrides: Overrides = (), *, profile: range |
     return resume_run(_path(run), overrides, profile=profile)
 
 
-def finetune(source: str | Path | Run, data: str | Path, overrides: Overrides = ()) -> Run:
+def finetune(source: str | Path | Run, data: str | Path, overrides: Overrides = (), *, keep_head: bool = False) -> Run:
     """Fine-tunes a finished run or a bundle on other data, in a new run folder.
 
     Args:
-      source: a run, its folder, or a bundle's folder.
+      source: a run, its folder, a bundle's folder, or public weights by name.
       data: a folder with one folder of images a class, a folder of idx files, `tfds:NAME[:split]`, or `digits`.
       overrides: changes to the fine-tuning recipe.
+      keep_head: refuse data of other classes than those of the weights; else they get a new head.
     """
     from pcls.transfer.finetune import finetune as finetune_run
 
-    return finetune_run(_path(source), str(data), overrides)
+    return finetune_run(_path(source), str(data), overrides, keep_head=keep_head)
 
 
 def evaluate(run: str | Path | Run) -> Evaluation:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,6 +31,12 @@ class Task(StrEnum):
     any = "any"
     classification = "classification"
     features = "features"
+
+
+class Form(StrEnum):
+    """Whose weights' form."""
+
+    timm = "timm"
 
 
 class Sort(StrEnum):
@@ -114,6 +121,81 @@ def info(
         return
     for label, value in facts.items():
         typer.echo(f"{label:<15} {value}")
+
+
+@app.command("import")
+def import_weights(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A name of `pcls models search`, hf-hub:OWNER/NAME, a .safetensors or Keras file, or a folder as "
+            "timm writes it."
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="Of `pcls models list`, where the source does not tell.")] = "",
+    out: Annotated[Path | None, typer.Option(help="The bundle's folder; a new one named as the source.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 or 3: fit it to grey or RGB images.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="The outputs' names, one a line or a JSON list, in their order.")
+    ] = None,
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit on the hub.")] = "",
+    offline: Annotated[bool, typer.Option("--offline", help="Take what the hub's cache has.")] = False,
+) -> None:
+    """Write public weights as a bundle, which every verb takes.
+
+    Example: pcls models import resnet50.a1_in1k
+    """
+    from pcls.pretrained.bundle import save_bundle
+    from pcls.pretrained.importing import check_out, import_bundle
+
+    folder = out or Path(_plain_name(source))
+    check_out(folder)
+    bundle = import_bundle(
+        source, model=model, channels=channels, classes=classes, revision=revision, offline=offline, say=_to_stderr
+    )
+    save_bundle(bundle, folder)
+    count = sum(array.size for array in bundle.params.values())
+    for label, value in {
+        "bundle": str(folder),
+        "model": bundle.model,
+        "parameters": f"{count:,}",
+        "classes": f"{len(bundle.class_names):,}, the first: {', '.join(bundle.class_names[:3])}",
+        **preprocessing_facts(bundle.preprocessing),
+        "revision": bundle.origin.get("revision", "none"),
+        "licence": bundle.origin.get("licence", NOT_STATED),
+    }.items():
+        typer.echo(f"{label:<15} {value}")
+
+
+@app.command("export")
+def export_weights(
+    source: Annotated[str, typer.Argument(help="The folder of a finished run, or of a bundle.")],
+    form: Annotated[Form, typer.Option("--format", help="Whose names and files.")] = Form.timm,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder, or a .safetensors file for the weights alone.")
+    ] = None,
+) -> None:
+    """Write a bundle's weights as timm reads them.
+
+    Example: pcls models export runs/photos --format timm --out photos-timm
+    """
+    from pcls.pretrained.exporting import export_timm
+    from pcls.transfer.start import open_bundle
+
+    bundle = open_bundle(source)
+    folder = out or Path(f"{_plain_name(source)}-{form.value}")
+    export_timm(bundle, folder)
+    typer.echo(str(folder))
+
+
+def _plain_name(source: str) -> str:
+    """What a source is called, without its place and its kind."""
+    name = Path(source.removeprefix("hf-hub:")).name
+    return re.sub(r"\.(safetensors|keras|weights\.h5|h5|hdf5)$", "", name)
+
+
+def _to_stderr(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 def model_facts(name: str) -> dict[str, str]:

@@ -19,7 +19,9 @@ class Format(StrEnum):
 
 
 def predict(
-    source: Annotated[str, typer.Argument(help="The folder of a finished run, or of a bundle.")],
+    source: Annotated[
+        str, typer.Argument(help="The folder of a finished run or of a bundle, or a name of `pcls models search`.")
+    ],
     images: Annotated[
         list[str], typer.Argument(help="JPEG, PNG or WebP files; WAV or NPY files for models of sequences.")
     ],

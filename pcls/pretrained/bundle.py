@@ -37,6 +37,8 @@ class Bundle:
       metrics: of its last evaluation.
       path: where it was loaded from.
       options: of `define_model`, where the architecture is not the model's customary one.
+      origin: where public weights came from: `name`, `source`, `revision` and `licence`, those that are known; empty:
+        trained here from scratch.
     """
 
     model: str
@@ -48,14 +50,15 @@ class Bundle:
     metrics: Mapping[str, float]
     path: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict)
 
-    def definition(self, classes: int | None = None) -> ModelDef:
-        """The model without its arrays, with as many classes as its own or as given."""
+    def definition(self, classes: int | None = None, channels: int | None = None) -> ModelDef:
+        """The model without its arrays, with as many classes and channels as its own or as given."""
         return define_model(
             self.model,
             height=self.preprocessing.height,
             width=self.preprocessing.width,
-            channels=self.preprocessing.channels,
+            channels=self.preprocessing.channels if channels is None else channels,
             classes=len(self.class_names) if classes is None else classes,
             precision=self.precision,
             **self.options,
@@ -79,6 +82,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
             "preprocessing": bundle.preprocessing.to_json(),
             "precision": bundle.precision,
             "metrics": dict(bundle.metrics),
+            "origin": dict(bundle.origin),
             "weights_sha256": _sha256(temporary / WEIGHTS),
         }
         facts["facts_sha256"] = _facts_sha256(facts)
@@ -117,9 +121,11 @@ def load_bundle(folder: Path) -> Bundle:
             path=folder,
             # Validated as a recipe's: a key of a newer version is told as damage here, not as a bug later.
             options=ModelSection.model_validate({"name": facts["model"], **facts.get("options", {})}).architecture,
+            # Bundles that were saved before there were public weights lack the key.
+            origin={str(key): str(value) for key, value in facts.get("origin", {}).items()},
         )
         digest = facts["weights_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / FACTS}: is damaged ({error!r})") from error
     if not (folder / WEIGHTS).is_file() or _sha256(folder / WEIGHTS) != digest:
         raise UserError(f"{folder / WEIGHTS}: is missing or differs from the digest in {FACTS}; copy the bundle again")

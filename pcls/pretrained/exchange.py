@@ -10,20 +10,26 @@ import numpy as np
 from pcls.errors import UserError
 from pcls.nn.module import Arrays, ModelDef
 from pcls.pretrained.names.rules import Names
+from pcls.pretrained.tensors import StoredTensor
 
 # Counts of batches, which only a mean over all of them needs.
 IGNORED = "num_batches_tracked"
+# Every network's last layer.
+HEAD = "head/kernel"
+HEAD_PATHS = (HEAD, "head/bias")
 # Faults that an error lists; a wrong architecture has hundreds.
 SHOWN = 8
 
 
-def import_weights(model: ModelDef, names: Names, tensors: Mapping[str, np.ndarray]) -> tuple[Arrays, Arrays]:
+def import_weights(
+    model: ModelDef, names: Names, tensors: Mapping[str, np.ndarray | StoredTensor]
+) -> tuple[Arrays, Arrays]:
     """Parameters and statistics of a model from another library's tensors.
 
     Args:
       model: of the same architecture.
       names: the library's for it.
-      tensors: key to array, of any float type.
+      tensors: key to array, of any float type; those in a file are read one after the other.
 
     Raises:
       UserError: keys are missing or left over, or shapes differ; it lists them as a diff.
@@ -59,8 +65,8 @@ def foreign_shape(shape: tuple[int, ...], pointwise: bool = False) -> tuple[int,
     return shape
 
 
-def _ours(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return np.ascontiguousarray(_transposed(tensor).reshape(shape), np.float32)
+def _ours(tensor: np.ndarray | StoredTensor, shape: tuple[int, ...]) -> np.ndarray:
+    return np.ascontiguousarray(_transposed(np.asarray(tensor)).reshape(shape), np.float32)
 
 
 def _transposed(array: np.ndarray, *, back: bool = False) -> np.ndarray:

@@ -41,6 +41,9 @@ from pcls.training.sizes import SizedStep
 from pcls.training.state import TrainState
 from pcls.training.tables import state_text, write_parameter_table
 
+# Where the weights came from that the run was started with.
+ORIGIN = "origin.json"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -283,6 +286,7 @@ class Session:
                     stats=stats,
                     metrics=evaluation.summary(),
                     options=self._setup.recipe.model.architecture,
+                    origin=self._folder.read_json(ORIGIN) or {},
                 ),
                 self._folder.bundle,
             )

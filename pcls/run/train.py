@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from pcls.parallel.processes import agreed, barrier, differing, is_main
 from pcls.parallel.tuning import tune_process
 from pcls.run.evaluate import PREPROCESSING, saved_preprocessing
 from pcls.run.folder import RunFolder
-from pcls.run.session import Run, Session
+from pcls.run.session import ORIGIN, Run, Session
 from pcls.run.setup import Setup, prepare
 
 
@@ -34,11 +34,13 @@ class Start:
       preprocessing: what the weights expect; it holds for the run.
       class_names: of the weights, in order. A run of the same classes keeps their head.
       weights: makes parameters and statistics for the run's model, on the host, from the classes and a seed.
+      origin: of public weights, for the bundle that the run delivers.
     """
 
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     weights: Callable[[ModelDef, tuple[str, ...], int], tuple[Arrays, Arrays]]
+    origin: Mapping[str, str]
 
 
 def train_recipe(
@@ -73,6 +75,8 @@ def train_recipe(
                 _refuse_used(folder)
                 folder.create(recipe)
                 folder.write_json(PREPROCESSING, setup.dataset.preprocessing.to_json())
+                if start and start.origin:
+                    folder.write_json(ORIGIN, dict(start.origin))
             screen = Console(setup.plan.steps, stream, setup.preprocessing.records)
             if start and is_main():
                 screen.say(_head_text(start.class_names, setup.dataset.class_names))

@@ -17,15 +17,17 @@ BATCH_SIZE = 32
 MIN_STEPS, EPOCHS = 300, 10
 
 
-def finetune(source: str | Path, data: str, overrides: Overrides = ()) -> Run:
+def finetune(source: str | Path, data: str, overrides: Overrides = (), *, keep_head: bool = False) -> Run:
     """Fine-tunes pretrained weights on data, in a new run folder.
 
     Args:
-      source: a finished run or a bundle.
+      source: a finished run, a bundle, or a name of the catalogue.
       data: as `pcls.data.dataset.data_settings` reads it.
       overrides: changes to the recipe that `finetune_recipe` makes.
+      keep_head: refuse data of other classes; else they get a new head.
     """
-    return train_recipe(recipe := finetune_recipe(source, data, overrides), start_from(source, recipe.model))
+    recipe = finetune_recipe(source, data, overrides)
+    return train_recipe(recipe, start_from(source, recipe.model, keep_head=keep_head))
 
 
 def finetune_recipe(source: str | Path, data: str, overrides: Overrides = ()) -> Recipe:

@@ -81,6 +81,22 @@ def test_a_network_of_other_sizes_comes_back_as_it_was(tmp_path):
     assert "model.json: is damaged" in refusal(tmp_path / "bundle")
 
 
+def test_where_weights_came_from_stays_with_them(bundle, tmp_path):
+    origin = {"name": "rnn28.mine", "revision": "0123abcd", "licence": "mit"}
+    save_bundle(replace(bundle, origin=origin), tmp_path / "bundle")
+    assert load_bundle(tmp_path / "bundle").origin == origin
+
+
+def test_a_bundle_from_before_there_were_origins_and_sizes_of_training_loads(bundle, folder):
+    facts = json.loads((folder / FACTS).read_text())
+    del facts["origin"], facts["preprocessing"]["train"]
+    (folder / FACTS).write_text(json.dumps(facts))
+    sign(folder)
+    found = load_bundle(folder)
+    assert found.origin == {}
+    assert found.preprocessing == bundle.preprocessing
+
+
 def test_a_bundle_is_two_files_and_neither_is_code(folder):
     assert sorted(path.name for path in folder.iterdir()) == [FACTS, WEIGHTS]
     assert sorted(load_file(folder / WEIGHTS)) == [

@@ -1,0 +1,55 @@
+"""A bundle as timm reads it: model.safetensors by its names, and config.json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from pcls.errors import UserError
+from pcls.pretrained.bundle import Bundle
+from pcls.pretrained.exchange import export_weights
+from pcls.pretrained.hub import CONFIG, WEIGHTS
+from pcls.pretrained.names import timm_names
+from pcls.pretrained.timm_config import config_of
+
+# What PyTorch's readers look for.
+METADATA = {"format": "pt"}
+
+
+def export_timm(bundle: Bundle, out: Path) -> None:
+    """Writes a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` takes, or its weights alone.
+
+    Args:
+      bundle: of a model that timm has.
+      out: a folder that is not there yet, or a .safetensors file.
+
+    Raises:
+      UserError: timm has no such model, or `out` cannot be written.
+    """
+    names = timm_names(bundle.model)
+    alone = out.suffix == ".safetensors"
+    if out.is_dir() or (out.exists() and not alone):
+        raise UserError(f"{out}: is there already; name another by --out")
+    part = out.with_name(f"{out.name}.tmp")
+    _remove(part)
+    try:
+        part.mkdir(parents=True)
+        save_file(export_weights(dict(bundle.params), dict(bundle.stats), names), part / WEIGHTS, METADATA)
+        if alone:
+            (part / WEIGHTS).rename(out)
+        else:
+            text = json.dumps(config_of(bundle), indent=2, ensure_ascii=False)
+            (part / CONFIG).write_text(text + "\n", encoding="utf-8")
+            part.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out}: could not be written ({error})") from error
+    finally:
+        _remove(part)
+
+
+def _remove(part: Path) -> None:
+    shutil.rmtree(part, ignore_errors=True)
