@@ -121,4 +121,13 @@ class ConvNeXt(nnx.Module):
         return maps
 
 
-convnext_tiny = partial(ConvNeXt, (3, 3, 9, 3), (96, 192, 384, 768))
+# Those smaller than tiny are from timm, the others as published.
+CONVNEXTS = {
+    "convnext_atto": partial(ConvNeXt, (2, 2, 6, 2), (40, 80, 160, 320)),
+    "convnext_femto": partial(ConvNeXt, (2, 2, 6, 2), (48, 96, 192, 384)),
+    "convnext_pico": partial(ConvNeXt, (2, 2, 6, 2), (64, 128, 256, 512)),
+    "convnext_nano": partial(ConvNeXt, (2, 2, 8, 2), (80, 160, 320, 640)),
+    "convnext_tiny": partial(ConvNeXt, (3, 3, 9, 3), (96, 192, 384, 768)),
+    "convnext_small": partial(ConvNeXt, (3, 3, 27, 3), (96, 192, 384, 768)),
+    "convnext_base": partial(ConvNeXt, (3, 3, 27, 3), (128, 256, 512, 1024)),
+}

@@ -13,7 +13,7 @@ from flax import nnx
 
 from pcls.errors import UserError
 from pcls.models.classic import Cnn28, irnn28, rnn28
-from pcls.models.convnext import convnext_tiny
+from pcls.models.convnext import CONVNEXTS
 from pcls.models.crnn import Crnn
 from pcls.models.efficientnet import (
     efficientnet_b0,
@@ -97,7 +97,7 @@ MODELS: dict[str, Entry] = {
     "resnet18_cifar": _staged(
         "residual network with a stem for small images", resnet18_cifar, image_size=32, min_size=8, classes=10
     ),
-    "convnext_tiny": _cnn("ConvNeXt-T: depthwise 7 x 7, layer normalisation (Liu et al. 2022)", convnext_tiny),
+    **_family("ConvNeXt: depthwise 7 x 7, layer normalisation (Liu et al. 2022)", CONVNEXTS),
     "efficientnet_b0": _cnn(
         "EfficientNet-B0: inverted residuals, squeeze-excite (Tan & Le 2019)", efficientnet_b0, stages=7
     ),

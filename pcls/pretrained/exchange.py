@@ -56,13 +56,13 @@ def export_weights(params: Arrays, stats: Arrays, names: Names) -> dict[str, np.
 
 
 def foreign_shape(shape: tuple[int, ...], pointwise: bool = False) -> tuple[int, ...]:
-    """Of a tensor whose shape here is known: outputs, inputs, height, width of a kernel."""
+    """Of a tensor whose shape here is known: outputs, inputs, height, width; 1, 1 at the end where it is pointwise."""
     match shape:
         case (height, width, inputs, outputs):
-            return outputs, inputs, height, width
+            shape = outputs, inputs, height, width
         case (inputs, outputs):
-            return (outputs, inputs, 1, 1) if pointwise else (outputs, inputs)
-    return shape
+            shape = outputs, inputs
+    return (*shape, 1, 1) if pointwise else shape
 
 
 def _ours(tensor: np.ndarray | StoredTensor, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcls.models.registry import customary_model
 from pcls.models.sequencer import Sequencer2D
 from pcls.nn.module import ModelDef
+from pcls.pretrained.exchange import export_weights, import_weights
+from pcls.pretrained.names.sequencer import SEQUENCER
 
 pytestmark = pytest.mark.peer
 
@@ -38,40 +39,6 @@ def peer(sequencer):
     return model
 
 
-def weights_of(state):
-    """timm's state dict under the paths of `Sequencer2D`."""
-    weights = {}
-    for name, tensor in state.items():
-        path = name.replace(".", "/").replace("stem/proj", "stem").replace("head/fc", "head")
-        for old, new in (
-            ("downsample/down", "downsample"),
-            ("rnn_tokens/fc", "mix/union"),
-            ("mlp_channels/fc1", "expand"),
-            ("mlp_channels/fc2", "project"),
-        ):
-            path = path.replace(old, new)
-        array = np.asarray(tensor)
-        if "rnn_tokens" in path:
-            path = _direction_path(path)
-        elif path.endswith("weight"):
-            path = path.replace("weight", "scale" if array.ndim == 1 else "kernel")
-        # Convolutions: outputs, inputs, height, width.
-        weights[path] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-    return weights
-
-
-def _direction_path(path):
-    parents, _, name = path.rpartition("/")
-    axis = "vertical" if parents.endswith("rnn_v") else "horizontal"
-    kind = {
-        "weight_ih": "kernel",
-        "weight_hh": "recurrent",
-        "bias_ih": "bias",
-        "bias_hh": "recurrent_bias",
-    }[name.partition("_l0")[0]]
-    return f"{parents.rpartition('/')[0].replace('rnn_tokens', 'mix')}/{axis}/{int('reverse' in name)}/{kind}"
-
-
 def ours():
     return ModelDef.of(
         lambda rngs: Sequencer2D(DEPTHS, WIDTHS, PATCHES, channels=3, classes=9, dtype=jnp.float32, rngs=rngs)
@@ -85,20 +52,17 @@ def test_logits_are_those_of_timm(peer, height, width):
     images = np.random.default_rng(0).normal(size=(4, height, width, 3)).astype(np.float32)
     with torch.no_grad():
         expected = peer(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
-    weights, model = weights_of(peer.state_dict()), ours()
-    assert {path: leaf.shape for path, leaf in model.params.items()} == {path: a.shape for path, a in weights.items()}
+    model, state = ours(), {key: tensor.numpy() for key, tensor in peer.state_dict().items()}
+    weights, _ = import_weights(model, SEQUENCER, state)
     with jax.default_matmul_precision("highest"):
         found, _ = jax.jit(lambda weights, images: model.apply(weights, {}, images))(weights, images)
     assert np.linalg.norm(found - expected) <= 5e-5 * np.linalg.norm(expected)
     assert np.linalg.norm(expected - expected.mean(0)) > 0.01 * np.linalg.norm(expected)
 
 
-def test_the_paths_and_shapes_of_the_small_one_are_those_of_timm(sequencer):
-    import torch
-
-    with torch.device("meta"):
-        state = sequencer.sequencer2d_s().state_dict()
-    # Stand-ins with the shapes but without the memory.
-    expected = weights_of({name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in state.items()})
-    found = customary_model("sequencer2d_s").params
-    assert {path: leaf.shape for path, leaf in found.items()} == {path: array.shape for path, array in expected.items()}
+def test_weights_go_back_to_timm_bit_for_bit(peer):
+    state = {key: tensor.numpy() for key, tensor in peer.state_dict().items()}
+    exported = export_weights(*import_weights(ours(), SEQUENCER, state), SEQUENCER)
+    assert exported.keys() == state.keys()
+    for key, tensor in exported.items():
+        np.testing.assert_array_equal(tensor, state[key], err_msg=key)

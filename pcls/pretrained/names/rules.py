@@ -23,7 +23,8 @@ class Names:
 
     Attributes:
       rules: applied one after the other to a path of pcls; then leaves get torch's names, and `/` becomes `.`.
-      pointwise: the keys of dense kernels that the library holds as 1 x 1 convolutions; None: none.
+      pointwise: the keys of tensors that the library holds with a height and a width of 1 (dense kernels as 1 x 1
+        convolutions, scales that a map is multiplied by); None: none.
     """
 
     rules: Sequence[Rule]
@@ -36,7 +37,7 @@ class Names:
         return path.replace("/", ".")
 
     def is_pointwise(self, key: str) -> bool:
-        """Whether the library holds this dense kernel as a 1 x 1 convolution."""
+        """Whether the library holds this tensor with a height and a width of 1."""
         return self.pointwise is not None and re.search(self.pointwise, key) is not None
 
 
