@@ -69,12 +69,12 @@ class EfficientNet(Trunk):
         return self.head(self.dropout(global_pool(x, self.pool), training))
 
 
-def _squeeze(inputs: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> SqueezeExcite:
+def squeeze(inputs: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> SqueezeExcite:
     """To a quarter of what enters the block, however much it expands."""
     return SqueezeExcite(width, inputs // 4, "silu", "sigmoid", dtype=dtype, rngs=rngs)
 
 
-_inverted = partial(Stage, Inverted, squeeze=_squeeze)
+_inverted = partial(Stage, Inverted, squeeze=squeeze)
 
 B0 = (
     _inverted(16, (1,)),

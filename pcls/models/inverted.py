@@ -129,7 +129,7 @@ class Stage:
 class Inverted(nnx.Module):
     """1 x 1 convolution to more channels, depthwise convolution, squeeze-excite, 1 x 1 convolution to few channels.
 
-    Without the first one where the channels stay as many. All blocks are beside the identity where the shape stays.
+    Without the first one where the channels stay as many; beside the identity where the shape stays.
 
     Args:
       inputs: channels.
@@ -159,14 +159,15 @@ class Inverted(nnx.Module):
         self.depthwise = layer(width, width, stage.size, stride=stride, depthwise=True, act=stage.act)
         self.squeeze = stage.squeeze(inputs, width, dtype=dtype, rngs=rngs) if stage.squeeze else None
         self.project = layer(width, stage.width, 1)
-        self.drop = drop if stride == 1 and inputs == stage.width else None
+        self.residual = stride == 1 and inputs == stage.width
+        self.drop = drop
 
     def __call__(self, x: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, inputs] to [batch, ceil(height / stride), ceil(width / stride), the stage's width]."""
         y = x if self.expand is None else self.expand(x, training)
         y = self.depthwise(y, training)
         y = self.project(y if self.squeeze is None else self.squeeze(y), training)
-        return y if self.drop is None else x + self.drop(y, training)
+        return x + self.drop(y, training) if self.residual else y
 
 
 class Fused(nnx.Module):
@@ -188,12 +189,13 @@ class Fused(nnx.Module):
         layer = partial(ConvNorm, tensorflow=tensorflow, dtype=dtype, rngs=rngs)
         self.fused = layer(inputs, width, stage.size, stride=stride, act=stage.act)
         self.project = layer(width, stage.width, 1)
-        self.drop = drop if stride == 1 and inputs == stage.width else None
+        self.residual = stride == 1 and inputs == stage.width
+        self.drop = drop
 
     def __call__(self, x: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, inputs] to [batch, ceil(height / stride), ceil(width / stride), the stage's width]."""
         y = self.project(self.fused(x, training), training)
-        return y if self.drop is None else x + self.drop(y, training)
+        return x + self.drop(y, training) if self.residual else y
 
 
 class Single(nnx.Module):
@@ -213,12 +215,13 @@ class Single(nnx.Module):
     ):
         layer = partial(ConvNorm, tensorflow=tensorflow, dtype=dtype, rngs=rngs)
         self.single = layer(inputs, stage.width, stage.size, stride=stride, act=stage.act)
-        self.drop = drop if stride == 1 and inputs == stage.width else None
+        self.residual = stride == 1 and inputs == stage.width
+        self.drop = drop
 
     def __call__(self, x: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, inputs] to [batch, ceil(height / stride), ceil(width / stride), the stage's width]."""
         y = self.single(x, training)
-        return y if self.drop is None else x + self.drop(y, training)
+        return x + self.drop(y, training) if self.residual else y
 
 
 class Trunk(nnx.Module):

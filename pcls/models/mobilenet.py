@@ -70,7 +70,7 @@ class MobileNetV3(Trunk):
         return self.head(self.dropout(x, training))
 
 
-def _squeeze(inputs: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> SqueezeExcite:
+def squeeze(inputs: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> SqueezeExcite:
     """To about a quarter of the channels between a block's convolutions, whatever enters it."""
     return SqueezeExcite(width, _of_eight(width / 4), "relu", "hard_sigmoid", dtype=dtype, rngs=rngs)
 
@@ -88,18 +88,18 @@ _swish = partial(Stage, Inverted, act="hard_swish")
 LARGE = (
     _relu(16, (1,)),
     _relu(24, (4, 3), stride=2),
-    _relu(40, (3,) * 3, size=5, stride=2, squeeze=_squeeze),
+    _relu(40, (3,) * 3, size=5, stride=2, squeeze=squeeze),
     _swish(80, (6, 200 / 80, 184 / 80, 184 / 80), stride=2),
-    _swish(112, (6, 6), squeeze=_squeeze),
-    _swish(160, (6,) * 3, size=5, stride=2, squeeze=_squeeze),
+    _swish(112, (6, 6), squeeze=squeeze),
+    _swish(160, (6,) * 3, size=5, stride=2, squeeze=squeeze),
     Stage(Single, 960, (1,), size=1, act="hard_swish"),
 )
 SMALL = (
-    _relu(16, (1,), stride=2, squeeze=_squeeze),
+    _relu(16, (1,), stride=2, squeeze=squeeze),
     _relu(24, (72 / 16, 88 / 24), stride=2),
-    _swish(40, (96 / 24, 6, 6), size=5, stride=2, squeeze=_squeeze),
-    _swish(48, (3, 3), size=5, squeeze=_squeeze),
-    _swish(96, (6,) * 3, size=5, stride=2, squeeze=_squeeze),
+    _swish(40, (96 / 24, 6, 6), size=5, stride=2, squeeze=squeeze),
+    _swish(48, (3, 3), size=5, squeeze=squeeze),
+    _swish(96, (6,) * 3, size=5, stride=2, squeeze=squeeze),
     Stage(Single, 576, (1,), size=1, act="hard_swish"),
 )
 

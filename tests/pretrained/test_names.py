@@ -31,7 +31,21 @@ def shapes_of(model, names):
     return {key: foreign_shape(shape, names.is_pointwise(key)) for key, shape in leaves.items()}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50d", "convnext_tiny", "sequencer2d_s"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnet50",
+        "resnet50d",
+        "convnext_tiny",
+        "sequencer2d_s",
+        "tf_efficientnetv2_s",
+        "efficientnetv2_rw_s",
+        "mobilenetv3_large_100",
+        "mobilenetv3_small_100",
+        "tf_mobilenetv3_large_100",
+    ],
+)
 def test_keys_and_shapes_are_those_of_timm(reference, name):
     expected = {key: tuple(shape) for key, (shape, _) in reference[name].items() if not key.endswith(IGNORED)}
     assert shapes_of(customary_model(name), timm_names(name)) == expected
