@@ -67,7 +67,8 @@ def open_tensors(path: Path) -> Iterator[StoredTensors]:
       UserError: it is no whole safetensors file.
     """
     try:
-        with safe_open(path, framework="np") as file:
+        # Not mapped: the pages that were read of a mapped file would lie in memory beside the arrays.
+        with safe_open(path, framework="np", backend="pread") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
             tensors = {
                 key: StoredTensor(key, tuple(one.get_shape()), one.get_dtype(), path, file)

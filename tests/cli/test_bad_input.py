@@ -269,6 +269,27 @@ BAD_INPUTS = {
         ["models", "search", "--max-params", "10X"],
         ["--max-params is '10X'", "such as 10M"],
     ),
+    "import of nothing": (
+        nothing,
+        ["models", "import", "{0}/nowhere.safetensors", "--out", "{0}/out"],
+        ["nowhere.safetensors: there is no such file or folder"],
+    ),
+    "import of a pickle": (
+        a_file,
+        ["models", "import", "{0}/data.pth", "--out", "{0}/out"],
+        ["can run code when it is read", "weights_only=True"],
+    ),
+    "import of an unknown weight": (
+        nothing,
+        ["models", "import", "resnet50.a1_in1", "--out", "{0}/out"],
+        ["'resnet50.a1_in1'", "nearest are resnet50.a1_in1k"],
+    ),
+    "import for pictures of four channels": (
+        nothing,
+        ["models", "import", "resnet50.a1_in1k", "--channels", "4", "--out", "{0}/out"],
+        ["channels is 4", "1 (grey) or 3 (RGB)"],
+    ),
+    "export of nothing": (nothing, ["models", "export", "{0}/nowhere"], ["neither a run", "nor a bundle"]),
     "facts of missing data": (nothing, ["data", "info", "{0}/nowhere"], ["there is no such file or folder"]),
     "plan of an unknown recipe": (nothing, ["plan", "digits_cn"], ["'digits_cn'", "nearest is 'digits_cnn'"]),
     "plan for unknown devices": (

@@ -28,6 +28,8 @@ VERBS = [
     ["models", "list"],
     ["models", "info"],
     ["models", "search"],
+    ["models", "import"],
+    ["models", "export"],
     ["data", "info"],
     ["data", "show"],
     ["data", "bench"],
