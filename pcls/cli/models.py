@@ -145,6 +145,10 @@ def import_weights(
 
     Example: pcls models import resnet50.a1_in1k
     """
+    from pcls.pretrained.sources import check_source
+
+    check_source(source, channels)
+
     from pcls.pretrained.bundle import save_bundle
     from pcls.pretrained.importing import check_out, import_bundle
 

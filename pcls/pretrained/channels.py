@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pcls.errors import UserError
 from pcls.pretrained.bundle import Bundle
 from pcls.pretrained.exchange import with_channels
-
-GREY, RGB = 1, 3
+from pcls.pretrained.sources import GREY, RGB
 
 
 def first_kernel(bundle: Bundle) -> str:
-    """The path of the kernel that sees the picture: the one whose shape depends on the number of channels."""
+    """The path of the kernel that sees the picture: the one whose shape depends on the number of channels.
+
+    Raises:
+      UserError: the network does not begin with a convolution.
+    """
     of_grey, of_colours = bundle.definition(channels=GREY).params, bundle.definition(channels=RGB).params
-    (path,) = (path for path, leaf in of_grey.items() if leaf.shape != of_colours[path].shape)
-    return path
+    found = [path for path, leaf in of_grey.items() if leaf.shape != of_colours[path].shape]
+    if len(found) != 1 or len(of_grey[found[0]].shape) != 4:
+        raise UserError(f"{bundle.model} has no convolution that alone sees the picture; its channels stay as they are")
+    return found[0]
 
 
 def with_image_channels(bundle: Bundle, channels: int) -> Bundle:
@@ -23,6 +29,9 @@ def with_image_channels(bundle: Bundle, channels: int) -> Bundle:
     Args:
       bundle: of a network whose first layer is a convolution.
       channels: 1 or 3; mean and deviation become the average of those that there were, or are repeated.
+
+    Raises:
+      UserError: the network does not begin with one.
     """
     preprocessing = bundle.preprocessing
     if channels == preprocessing.channels:

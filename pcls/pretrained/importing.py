@@ -17,18 +17,16 @@ from pcls.models.registry import model_entry
 from pcls.nn.module import ModelDef
 from pcls.pretrained.bundle import FACTS, Bundle, save_bundle
 from pcls.pretrained.catalogue import Weight, catalogue, find_weight
-from pcls.pretrained.channels import GREY, RGB, with_image_channels
+from pcls.pretrained.channels import with_image_channels
 from pcls.pretrained.classes import IMAGENET_CLASSES, names_of_outputs, read_class_names
 from pcls.pretrained.exchange import HEAD, HEAD_PATHS, foreign_shape, import_weights
 from pcls.pretrained.hub import CONFIG, PREFIX, WEIGHTS, fetch_repository
 from pcls.pretrained.names import TIMM, TORCHVISION, timm_names
 from pcls.pretrained.names.rules import Names
+from pcls.pretrained.sources import KERAS, RGB, check_source
 from pcls.pretrained.tensors import StoredTensor, StoredTensors, open_tensors
 from pcls.pretrained.timm_config import read_config
 
-SAFETENSORS, KERAS = ".safetensors", (".h5", ".hdf5", ".keras")
-# Formats that can run code when they are read.
-UNSAFE = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 # What a file may say in its own metadata of the network.
 ARCHITECTURE = "architecture"
 
@@ -85,12 +83,11 @@ def import_bundle(
     Raises:
       UserError: there is nothing of that name, it is damaged, or it does not fit the model.
     """
-    if channels not in (None, GREY, RGB):
-        raise UserError(f"channels is {channels}; pictures have {GREY} (grey) or {RGB} (RGB)")
+    check_source(source, channels)
     names = read_class_names(classes) if classes else ()
     path = Path(source).expanduser()
     if path.suffix.lower() in KERAS and path.is_file():
-        bundle = _from_keras(path, model, names)
+        bundle = _from_keras(path, model, names, say)
     else:
         stated = _stated(source, path, model, revision=revision, offline=offline, say=say)
         bundle = _from_tensors(stated, names, say)
@@ -120,28 +117,14 @@ def check_out(folder: Path) -> None:
 
 def _stated(source: str, path: Path, model: str, *, revision: str, offline: bool, say: Say) -> Stated:
     """What the source tells; fetched first where it is a name."""
-    if path.suffix.lower() in UNSAFE:
-        raise UserError(_convert(path))
     if path.is_dir():
         return _of_folder(path, model)
     if path.is_file():
         return _of_file(path, model)
     if source.startswith(PREFIX):
         return _of_hub(source.removeprefix(PREFIX), None, model, revision=revision, offline=offline, say=say)
-    if len(path.parts) > 1 or path.suffix.lower() in (SAFETENSORS, *KERAS):
-        raise UserError(f"{source}: there is no such file or folder")
     weight = find_weight(source)
     return _of_hub(weight.hub, weight, model, revision=revision, offline=offline, say=say)
-
-
-def _convert(path: Path) -> str:
-    """What to do with a file that can run code."""
-    out = path.with_suffix(SAFETENSORS).name
-    program = (
-        f"import torch, safetensors.torch; weights = torch.load({path.name!r}, map_location='cpu', weights_only=True); "
-        f"safetensors.torch.save_file({{key: value.contiguous() for key, value in weights.items()}}, {out!r})"
-    )
-    return f'{path}: can run code when it is read, so pcls does not; where PyTorch is: python -c "{program}"'
 
 
 def _of_hub(repository: str, weight: Weight | None, model: str, *, revision: str, offline: bool, say: Say) -> Stated:
@@ -181,8 +164,6 @@ def _of_folder(folder: Path, model: str) -> Stated:
 
 
 def _of_file(path: Path, model: str) -> Stated:
-    if path.suffix.lower() != SAFETENSORS:
-        raise UserError(f"{path}: is of no kind that can be imported: {SAFETENSORS}, {', '.join(KERAS)}")
     known = catalogue().get(path.stem)
     with open_tensors(path) as stored:
         told = stored.metadata.get(ARCHITECTURE, "").partition(".")[0]
@@ -287,13 +268,13 @@ def _class_names(stated: Stated, outputs: int, names: tuple[str, ...], say: Say)
     return names_of_outputs(outputs)
 
 
-def _from_keras(path: Path, model: str, names: tuple[str, ...]) -> Bundle:
-    from pcls.pretrained.keras_files import read_keras  # type: ignore[import-not-found]
+def _from_keras(path: Path, model: str, names: tuple[str, ...], say: Say) -> Bundle:
+    from pcls.pretrained.keras_files import read_keras
 
-    bundle = read_keras(path, names or None)
+    bundle = read_keras(path, names or None, model=model, say=say)
     if model not in ("", bundle.model):
         raise UserError(f"{path}: is of {bundle.model}, not of {model}; leave out --model")
-    return bundle
+    return replace(bundle, origin={"name": path.stem, "source": str(path)})
 
 
 def _known(origin: Mapping[str, str]) -> dict[str, str]:

@@ -30,7 +30,16 @@ def test_importing_pcls_is_light():
 
 @pytest.mark.parametrize(
     ("argv", "exit_code"),
-    [(["--help"], 0), (["train", "--help"], 0), (["trian"], 2), (["train", "--no-such-option"], 2)],
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["trian"], 2),
+        (["train", "--no-such-option"], 2),
+        (["models", "search", "resnet18"], 0),
+        (["models", "info", "resnet18.a1_in1"], 2),
+        (["models", "import", "weights.pth"], 2),
+        (["models", "import", "resnet18.a1_in1"], 2),
+    ],
 )
 def test_help_and_usage_errors_are_light(argv, exit_code):
     assert heavy_imports(f"from pcls.cli import main; raise SystemExit(main({argv!r}))") == (exit_code, [])

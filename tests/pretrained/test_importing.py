@@ -19,6 +19,7 @@ from pcls.pretrained.classes import imagenet_synsets
 from pcls.pretrained.exporting import export_timm
 from pcls.pretrained.importing import import_bundle
 from pcls.pretrained.names.rules import Names
+from pcls.pretrained.sources import UNSAFE
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
 SEEN = Preprocessing(
@@ -192,7 +193,7 @@ def test_numbers_that_are_no_weights_are_refused(tensors, tmp_path, change, word
     assert words in refusal(tmp_path / "resnet18.safetensors")
 
 
-@pytest.mark.parametrize("suffix", importing.UNSAFE)
+@pytest.mark.parametrize("suffix", UNSAFE)
 def test_what_can_run_code_is_refused_with_the_way_to_convert_it(tmp_path, suffix):
     path = tmp_path / f"resnet18{suffix}"
     path.write_bytes(b"\x80\x04.")
@@ -261,6 +262,27 @@ def test_weights_for_grey_pictures_answer_as_those_for_colours(bundle, folder, t
     mean = import_bundle(str(folder), channels=1).preprocessing
     assert (mean.mean, mean.std) == ((pytest.approx(0.5),), (pytest.approx(0.25),))
     assert "channels is 4; pictures have 1 (grey) or 3 (RGB)" in refusal(folder, channels=4)
+
+
+def test_keras_files_go_to_their_reader(tmp_path, monkeypatch):
+    definition = define_model("rnn28", height=10, width=10, channels=1, classes=2)
+    params = {path: np.ones(leaf.shape, np.float32) for path, leaf in definition.params.items()}
+    asked = []
+
+    def read(path, names, *, model, say):
+        asked.append((path, names, model))
+        return Bundle("rnn28", names or ("0", "1"), Preprocessing(10, 10, 1, (0.0,), (1.0,)), "float32", params, {}, {})
+
+    monkeypatch.setattr("pcls.pretrained.keras_files.read_keras", read)
+    path, names = tmp_path / "mine.keras", tmp_path / "names.txt"
+    path.write_bytes(b"PK")
+    names.write_text("ant\nbee")
+    found = import_bundle(str(path), classes=names, model="rnn28")
+    assert asked == [(path, ("ant", "bee"), "rnn28")]
+    assert found.class_names == ("ant", "bee")
+    assert found.origin == {"name": "mine", "source": str(path)}
+    assert "is of rnn28, not of irnn28; leave out --model" in refusal(path, model="irnn28")
+    assert "rnn28 has no convolution that alone sees the picture" in refusal(path, channels=3)
 
 
 def config(folder, **changes):
