@@ -94,7 +94,8 @@ class DataSection(Section):
       cache: folder on this machine for what is fetched from URLs and for indices of tar files; empty: $PCLS_CACHE, or
         ~/.cache/pcls.
       quarantine: a list of records that are left out, as `pcls data doctor` writes it; empty: none.
-      image_size: height and width in pixels that the model sees; 0: as the source stores it.
+      image_size: height and width in pixels that the model sees; 0: as the source stores it, or as the weights of
+        model.init expect it, which may have been trained at one size and be evaluated at another.
       channels: 1 (grey), 3 (RGB); 0: as the source stores it.
       classes: the classes used, by number in the source's order, renumbered from 0; empty: all.
       class_names: of `idx`, whose files only number the classes, in that order; empty: the numbers.
@@ -105,10 +106,11 @@ class DataSection(Section):
       train_crop: how a training image of free size is cut: `random` (area and aspect, Inception's) or `center`; null:
         `random`.
       crop_pct: the evaluation resizes image files to `image_size` divided by this before it cuts out the middle; null:
-        0.875.
+        as the weights of model.init expect it, else 0.875.
       crop_mode: how it resizes them: the shorter side (`center`), each side by itself (`squash`) or the longer side,
-        with a border of the mean colour (`border`); null: `center`.
-      interpolation: of that resize: `bilinear`, `bicubic` or `lanczos`; null: `bilinear`.
+        with a border of the mean colour (`border`); null: as the weights expect it, else `center`.
+      interpolation: of that resize: `bilinear`, `bicubic` or `lanczos`; null: as the weights expect it, else
+        `bilinear`.
       tail: where the training set does not divide into steps, the last records of a pass share a step with the next
         pass (`carry`), are left out (`drop`), or have a step to themselves that is filled up with weight 0 (`pad`).
       repeats: how often a step holds each of its images, each time augmented in another way.
@@ -265,7 +267,8 @@ class ModelSection(Section):
 
     Attributes:
       name: a name that `pcls models list` shows.
-      init: a run or bundle whose weights the training starts from; empty: from scratch.
+      init: a run, a bundle or public weights by name (`pcls models search`) that the training starts from; empty: from
+        scratch.
       dropout: share of features dropped before the head in training; by recurrent classifiers between layers too.
       drop_path: stochastic depth: share of examples for which the last block's branch is dropped; it rises linearly
         from 0 at the first block.
