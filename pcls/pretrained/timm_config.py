@@ -22,9 +22,11 @@ Size = tuple[Literal[1, 3], Side, Side]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-# Options of a network that pcls has by the same name.
+# timm's names of options that pcls has too.
 POOL = "global_pool"
 CHANNELS = "in_chans"
+# Those of timm's arguments that pcls follows; what is dropped in training concerns no weights.
+MODEL_ARGUMENTS = (CHANNELS, POOL, "num_classes", "drop_rate", "drop_path_rate", "drop_block_rate")
 
 
 class _Read(BaseModel):
@@ -133,9 +135,11 @@ def _check(path: Path, config: TimmConfig) -> None:
     pool = config.options.get("pool", "avg")
     if pool not in get_args(Pool):
         raise UserError(f"{path}: {POOL} is {pool!r}; pcls has {', '.join(get_args(Pool))}")
-    strange = [key for key in config.model_args if key not in (CHANNELS, POOL)]
+    strange = [key for key in config.model_args if key not in MODEL_ARGUMENTS]
     if strange:
         raise UserError(f"{path}: model_args.{strange[0]} changes the network in a way that pcls does not have")
+    if config.model_args.get("num_classes", config.num_classes) != config.num_classes:
+        raise UserError(f"{path}: model_args.num_classes and num_classes differ")
     if config.model_args.get(CHANNELS, channels) != channels:
         raise UserError(f"{path}: model_args.{CHANNELS} and pretrained_cfg.input_size differ in their channels")
 

@@ -333,6 +333,7 @@ PRETRAINED = {"input_size": [3, 32, 32]}
         ({"pretrained_cfg": PRETRAINED | {"mean": [0.5]}}, "mean and std need a number for each of the 3 channels"),
         ({"model_args": {"act_layer": "silu"}}, "model_args.act_layer changes the network"),
         ({"model_args": {"in_chans": 1}}, "model_args.in_chans and pretrained_cfg.input_size differ"),
+        ({"model_args": {"num_classes": 6}}, "model_args.num_classes and num_classes differ"),
         ({"global_pool": "fast"}, "global_pool is 'fast'; pcls has avg, max"),
         ({"num_classes": 4}, "names 5 labels for 4 classes"),
         ({"num_classes": 4, "label_names": None}, "has 5 outputs (fc.weight), and 4 are stated"),
@@ -406,6 +407,29 @@ def test_a_model_that_timm_does_not_have_cannot_be_exported(finished_run, tmp_pa
     line = cli_refusal(["models", "export", finished_run, "--out", tmp_path / "out"])
     assert "timm has no weights for 'cnn28'" in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["resnet18d", "mobilenetv3_small_100", "tf_efficientnet_b0", "convnext_atto"])
+def test_what_timm_writes_is_imported_and_goes_back_as_it_came(timm, tmp_path, name):
+    from timm.models import save_for_hf
+
+    model = timm.create_model(name, num_classes=7)
+    save_for_hf(model, tmp_path / "theirs", model_config={"label_names": list("abcdefg")}, safe_serialization=True)
+    found = import_bundle(str(tmp_path / "theirs"))
+    assert (found.model, found.class_names) == (name, tuple("abcdefg"))
+    expected, tests = model.pretrained_cfg, timm.data.resolve_model_data_config(model, use_test_size=True)
+    seen = found.preprocessing
+    assert (seen.shape, seen.crop_pct) == ((*tests["input_size"][1:], 3), tests["crop_pct"])
+    assert (seen.training.shape, seen.training.crop_pct) == ((*expected["input_size"][1:], 3), expected["crop_pct"])
+    assert (seen.mean, seen.std, seen.interpolation) == (expected["mean"], expected["std"], expected["interpolation"])
+    export_timm(found, tmp_path / "ours")
+    ours, theirs = (load_file(tmp_path / whose / "model.safetensors") for whose in ("ours", "theirs"))
+    assert_equal(ours, {key: array for key, array in theirs.items() if not key.endswith("num_batches_tracked")})
+    written = config(tmp_path / "ours")["pretrained_cfg"]
+    assert [written[key] for key in ("first_conv", "classifier")] == [
+        expected[key] for key in ("first_conv", "classifier")
+    ]
 
 
 @pytest.mark.peer
