@@ -277,6 +277,8 @@ class ModelSection(Section):
         empty: `none` for all.
       pool: over all positions, before the head: their mean (`avg`), their maximum (`max`), half of the sum of both
         (`avgmax`), or both side by side (`catavgmax`); null: as is customary for the model.
+      widths: channels of the two convolutions of `cnn28`, and units of its hidden layer, as in `[32, 64, 64]`; two
+        numbers: no hidden layer; empty: those.
       read: what is a step where an image is read as a sequence: one of its `rows` or `columns`, of the `pixels` row by
         row, of the `patches` row by row, or of the pixels along a `hilbert` curve; null: as is customary for the model.
         Sequences are read by rows, which are their steps.
@@ -297,6 +299,7 @@ class ModelSection(Section):
     drop_path: Fraction = 0.0
     remat: Annotated[tuple[Literal["none", "products", "inputs"], ...], BeforeValidator(list_as_tuple)] = ()
     pool: Literal["avg", "max", "avgmax", "catavgmax"] | None = None
+    widths: Annotated[tuple[Annotated[int, Field(ge=1, le=2**16)], ...], BeforeValidator(list_as_tuple)] = ()
     read: Literal["rows", "columns", "pixels", "patches", "hilbert"] | None = None
     patch: Annotated[int, Field(ge=0, le=8192)] = 0
     hidden: Annotated[int, Field(ge=0, le=2**16)] = 0
@@ -315,7 +318,7 @@ class ModelSection(Section):
     def architecture(self) -> dict[str, Any]:
         """What of that decides which weights there are, where it is not as is customary for the model."""
         return self.model_dump(
-            include={"pool", "read", "patch", "hidden", "layers", "bidirectional"}, exclude_defaults=True
+            include={"pool", "widths", "read", "patch", "hidden", "layers", "bidirectional"}, exclude_defaults=True
         )
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,14 @@ from pcls.nn.training import TrainingPass
 
 
 class Cnn28(nnx.Module):
-    """Two convolutions with pooling, a hidden layer, the head: 121,930 parameters for 28 x 28 x 1 and 10 classes."""
+    """Two convolutions with pooling, a hidden layer, the head: 121,930 parameters for 28 x 28 x 1 and 10 classes.
+
+    Args:
+      height, width, channels, classes: of images and logits.
+      widths: channels of the two convolutions, units of the hidden layer; two widths: there is no hidden layer.
+      dropout: before the head.
+      dtype: of the computation.
+    """
 
     def __init__(
         self,
@@ -26,21 +34,25 @@ class Cnn28(nnx.Module):
         width: int,
         channels: int,
         classes: int,
+        widths: Sequence[int] = (32, 64, 64),
         dropout: float = 0.0,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.conv1 = ConvPool(channels, 32, 3, dtype=dtype, rngs=rngs)
-        self.conv2 = ConvPool(32, 64, 3, dtype=dtype, rngs=rngs)
-        positions = _after_convolutions(height) * _after_convolutions(width)
-        self.dense = nnx.Linear(positions * 64, 64, dtype=dtype, rngs=rngs)
+        first, second, *hidden = widths
+        self.conv1 = ConvPool(channels, first, 3, dtype=dtype, rngs=rngs)
+        self.conv2 = ConvPool(first, second, 3, dtype=dtype, rngs=rngs)
+        features = _after_convolutions(height) * _after_convolutions(width) * second
+        self.dense = nnx.Linear(features, hidden[0], dtype=dtype, rngs=rngs) if hidden else None
         self.dropout = Dropout(dropout, 0)
-        self.head = nnx.Linear(64, classes, dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(hidden[0] if hidden else features, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to [batch, classes] logits."""
         x = self.conv2(self.conv1(images))
-        x = nnx.relu(self.dense(x.reshape(x.shape[0], -1)))
+        x = x.reshape(x.shape[0], -1)
+        if self.dense is not None:
+            x = nnx.relu(self.dense(x))
         return self.head(self.dropout(x, training))
 
 

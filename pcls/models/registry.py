@@ -87,7 +87,9 @@ def _family(description: str, builds: Mapping[str, Callable[..., nnx.Module]], *
 
 
 MODELS: dict[str, Entry] = {
-    "cnn28": _classic("two convolutions and two dense layers", Cnn28, min_size=10, options=frozenset(("dropout",))),
+    "cnn28": _classic(
+        "two convolutions and two dense layers", Cnn28, min_size=10, options=frozenset(("dropout", "widths"))
+    ),
     "rnn28": _classic("simple recurrent network (tanh) over the rows of the image", rnn28, min_size=2),
     "irnn28": _classic("the same with ReLU and an identity start (Le et al. 2015)", irnn28, min_size=2),
     **_family("residual network (He et al. 2015)", RESNETS),
@@ -181,6 +183,7 @@ def define_model(
     drop_path: float = 0.0,
     remat: Sequence[str] = (),
     pool: str | None = None,
+    widths: Sequence[int] = (),
     read: str | None = None,
     patch: int = 0,
     hidden: int = 0,
@@ -199,6 +202,7 @@ def define_model(
       dropout, drop_path: shares dropped in training; 0: none.
       remat: what each stage's blocks keep for the backward pass; empty: all that it needs.
       pool: over all positions, before the head; None: as is customary for the model.
+      widths: of the network's layers; empty: the customary ones.
       read, patch: the order in which an image is read, and the size of patches; None, 0: as is customary for the model.
       hidden, layers, bidirectional: sizes of recurrent layers; 0, None: the customary ones.
       truncate: steps that gradients go back over; 0: all.
@@ -219,6 +223,7 @@ def define_model(
         "drop_path": drop_path,
         "remat": remat,
         "pool": pool,
+        "widths": tuple(widths),
         "read": read,
         "patch": patch,
         "hidden": hidden,
@@ -247,6 +252,12 @@ def _check_options(name: str, entry: Entry, options: dict[str, Any]) -> None:
     remat = options.get("remat")
     if remat and len(remat) != entry.stages:
         raise UserError(f"model.remat has {len(remat)} entries; {name} has {entry.stages} stages: write one for each")
+    widths = options.get("widths")
+    if widths and (len(widths) not in (2, 3) or min(widths) < 1):
+        raise UserError(
+            f"model.widths is {list(widths)}; {name} has two convolutions and one hidden layer or none: "
+            "write two or three numbers >= 1, as in [32, 64, 64]"
+        )
     for key, verb, allowed in (("read", "reads", entry.reads), ("form", "runs", entry.forms)):
         if key in options and options[key] not in allowed:
             raise UserError(f"model.{key} is {options[key]!r}; {name} {verb} {' or '.join(allowed)}")
