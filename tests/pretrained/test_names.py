@@ -64,8 +64,10 @@ def test_keys_and_shapes_are_those_of_the_installed_timm(timm, name):
 
 @pytest.mark.peer
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_keys_and_shapes_are_those_of_the_installed_torchvision(name):
-    torch, torchvision = pytest.importorskip("torch"), pytest.importorskip("torchvision")
+def test_keys_and_shapes_are_those_of_the_installed_torchvision(timm, name):
+    import torch
+
+    torchvision = pytest.importorskip("torchvision")
     with torch.device("meta"):
         state = torchvision.models.get_model(name).state_dict()
     expected = {key: tuple(tensor.shape) for key, tensor in state.items() if not key.endswith(IGNORED)}
