@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from pcls.nn.convolve import Pads, convolve
 from pcls.nn.platform import target_platform
 from pcls.nn.pooling import max_pool_2x2
 from pcls.nn.remat import named_product
@@ -51,20 +52,14 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
         self.stride = stride
         rows = size // 2 if pad is None else pad
-        self.padding = "SAME" if rows == "same" else ((rows, rows), (rows, rows))
+        self.pads: Pads | Literal["SAME"] = "SAME" if rows == "same" else ((rows, rows), (rows, rows))
         self.groups = groups
         self.dtype = dtype
 
     def __call__(self, x: Array) -> Array:
         """[batch, height, width, inputs] to [batch, ceil(height / stride), ceil(width / stride), outputs]."""
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            (self.stride, self.stride),
-            self.padding,
-            dimension_numbers=_LAYOUT,
-            feature_group_count=self.groups,
-        )
+        kernel = self.kernel[...].astype(self.dtype)
+        y = convolve(x.astype(self.dtype), kernel, stride=self.stride, pads=self.pads, groups=self.groups)
         y = named_product(y)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn  # type: ignore[attr-defined]
 
+from pcls.nn.platform import compiling_for
+
 # Backward computes two products (for the input and for the weights) where forward computes one.
 TRAINING_FLOPS_PER_FORWARD = 3
 
@@ -24,7 +26,7 @@ def analytic_flops(fn: Callable[..., Any], *arguments: Any) -> int:
         its body once.
       arguments: arrays or `jax.ShapeDtypeStruct`.
     """
-    return _count(jax.make_jaxpr(fn)(*arguments).jaxpr, _product_flops)
+    return _count(_traced(fn, arguments), _product_flops)
 
 
 def analytic_activations(fn: Callable[..., Any], *arguments: Any) -> int:
@@ -35,7 +37,13 @@ def analytic_activations(fn: Callable[..., Any], *arguments: Any) -> int:
 
     Source: Radosavovic et al. 2020, who count convolutions only.
     """
-    return _count(jax.make_jaxpr(fn)(*arguments).jaxpr, lambda equation: math.prod(_shape(equation.outvars[0])))
+    return _count(_traced(fn, arguments), lambda equation: math.prod(_shape(equation.outvars[0])))
+
+
+def _traced(fn: Callable[..., Any], arguments: tuple[Any, ...]) -> Jaxpr:
+    # On CPU a depthwise convolution is written as sums, which are not counted.
+    with compiling_for("tpu"):
+        return jax.make_jaxpr(fn)(*arguments).jaxpr
 
 
 def _count(jaxpr: Jaxpr, of_product: Callable[[JaxprEqn], int]) -> int:

@@ -489,10 +489,10 @@ def steps_that_fit(plan: Plan, batch_bytes: int) -> int:
 
 def _compiler_options(platform: str, model: ModelDef) -> dict[str, Any] | None:
     # jax 0.10 gives a CPU's convolutions without padding to YNN: a step of cnn28 takes 34 ms instead of 21. Naming the
-    # matrix products alone leaves them to Eigen, as jax 0.12 does by itself. It takes 12 % more of an LSTM
-    # and 37 % of a block of Sequencer2D, which convolves in its patches only.
+    # matrix products alone leaves them to Eigen, as jax 0.12 does by itself. It takes 12 % more of an LSTM, 18 % of a
+    # ResNet-18 and three times as long for a ConvNeXt, whose padded convolutions are left alone anyway.
     convolves = any(len(param.shape) == 4 for param in model.params.values())
-    recurs = any(path.endswith("/recurrent") for path in model.params)
-    slow = platform == "cpu" and jax.__version_info__ < (0, 11) and convolves and not recurs
+    others = any(path.endswith("/recurrent") or path.startswith("stages/") for path in model.params)
+    slow = platform == "cpu" and jax.__version_info__ < (0, 11) and convolves and not others
     ynn = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
     return ynn if slow else None

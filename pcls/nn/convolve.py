@@ -1,0 +1,184 @@
+"""Convolutions over NHWC images: the device's own, and on CPU other arithmetic for the same numbers.
+
+XLA's CPU convolution is fast where kernels are dense and maps large. Elsewhere it is not: of a 1 x 1 convolution the
+kernel's gradient takes four times as long as one matrix product; a depthwise one takes ten to forty times as long as
+multiplying and adding shifted maps; the kernel's gradient of a grouped one a hundred times as long as that of the dense
+one; and a 3 x 3 convolution of 2 x 2 positions 400 ms instead of 2. benchmarks/convolutions.py measures all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from pcls.nn.platform import target_platform
+
+# Rows of zeros above and below, and columns on the left and on the right.
+Pads = tuple[tuple[int, int], tuple[int, int]]
+Form = Literal["native", "pointwise", "depthwise", "grouped", "patches"]
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Output positions of an image up to which a dense kernel is multiplied with patches.
+PATCHES_UP_TO = 36
+# Height of a depthwise kernel from which on the sums of a row of its gradient are taken in one pass.
+ROW_SUMS_FROM = 5
+
+
+def convolve(x: Array, kernel: Array, *, stride: int, pads: Pads | Literal["SAME"], groups: int = 1) -> Array:
+    """A convolution with its gradients, in the form that is fastest where it is compiled for.
+
+    Args:
+      x: [batch, height, width, inputs].
+      kernel: [size, size, inputs / groups, outputs], in x's type.
+      stride: on both axes.
+      pads: zeros around x; `SAME`: as TensorFlow's.
+      groups: inputs and outputs are split into this many.
+
+    Returns:
+      [batch, height out, width out, outputs] in x's type.
+    """
+    if pads == "SAME":
+        rows, columns = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
+        pads = (rows[0], rows[1]), (columns[0], columns[1])
+    return FORMS[chosen_form(x.shape, kernel.shape, stride, pads, groups)](x, kernel, stride, pads, groups)
+
+
+def chosen_form(shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: int, pads: Pads, groups: int) -> Form:
+    """The form for the device that is compiled for, by the shapes of x and of the kernel."""
+    if target_platform() != "cpu":
+        return "native"
+    size, outputs = kernel_shape[0], kernel_shape[-1]
+    if size == 1 and groups == 1 and pads == ((0, 0), (0, 0)):
+        return "pointwise"
+    if groups == shape[-1] == outputs:
+        return "depthwise"
+    if groups > 1:
+        return "grouped"
+    height, width = _output_size(shape, size, stride, pads)
+    return "patches" if height * width <= PATCHES_UP_TO else "native"
+
+
+def _output_size(shape: tuple[int, ...], size: int, stride: int, pads: Pads) -> tuple[int, int]:
+    height, width = ((shape[1 + axis] + sum(pads[axis]) - size) // stride + 1 for axis in range(2))
+    return height, width
+
+
+def _native(x: Array, kernel: Array, stride: int, pads: Pads, groups: int) -> Array:
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT, feature_group_count=groups
+    )
+
+
+def _pointwise(x: Array, kernel: Array, stride: int, pads: Pads, groups: int) -> Array:
+    # As rows: over three axes the kernel's gradient takes as long as the convolution's.
+    return _product(x[:, ::stride, ::stride], kernel[0, 0])
+
+
+def _patches(x: Array, kernel: Array, stride: int, pads: Pads, groups: int) -> Array:
+    """One matrix product with the patch of every position."""
+    patches = jnp.concatenate([view for row in _views(x, kernel.shape[0], stride, pads) for view in row], -1)
+    return _product(patches, kernel.reshape(-1, kernel.shape[-1]))
+
+
+def _product(x: Array, kernel: Array) -> Array:
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+
+
+def _views(x: Array, size: int, stride: int, pads: Pads) -> list[list[Array]]:
+    """Of each row and column of a kernel, what it meets at every output position."""
+    height, width = _output_size(x.shape, size, stride, pads)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    rows = [x[:, i : i + (height - 1) * stride + 1 : stride] for i in range(size)]
+    return [[row[:, :, j : j + (width - 1) * stride + 1 : stride] for j in range(size)] for row in rows]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _depthwise(x: Array, kernel: Array, stride: int, pads: Pads, groups: int) -> Array:
+    """Multiplies shifted maps and adds them up: one loop over the output."""
+    views = _views(x, kernel.shape[0], stride, pads)
+    return functools.reduce(
+        jnp.add,
+        [view * kernel[i, j, 0] for i, row in enumerate(views) for j, view in enumerate(row)],
+    )
+
+
+def _depthwise_forward(
+    x: Array, kernel: Array, stride: int, pads: Pads, groups: int
+) -> tuple[Array, tuple[Array, Array]]:
+    return _depthwise(x, kernel, stride, pads, groups), (x, kernel)
+
+
+def _depthwise_backward(
+    stride: int, pads: Pads, groups: int, saved: tuple[Array, Array], grads: Array
+) -> tuple[Array, Array]:
+    x, kernel = saved
+    size = kernel.shape[0]
+    # The same sum, turned around, over the gradients with zeros where the stride left positions out.
+    around = [_pads_back(size, stride, pads[axis], x.shape[1 + axis], grads.shape[1 + axis]) for axis in range(2)]
+    spread = lax.pad(grads, jnp.zeros((), grads.dtype), ((0, 0, 0), *around, (0, 0, 0)))
+    x_grads = _depthwise(spread, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)), groups)
+    sums = _sums_of_a_row if size >= ROW_SUMS_FROM else _sums
+    kernel_grads = jnp.stack([sums(row, grads) for row in _views(x, size, stride, pads)])
+    return x_grads, kernel_grads[:, :, None].astype(kernel.dtype)
+
+
+def _pads_back(size: int, stride: int, pads: tuple[int, int], length: int, outputs: int) -> tuple[int, int, int]:
+    """Of an axis: before, after and between the gradients, so that the turned kernel gives one for each input."""
+    reached = (outputs - 1) * stride + 1
+    return size - 1 - pads[0], length + pads[0] - reached, stride - 1
+
+
+def _sums(views: list[Array], grads: Array) -> Array:
+    """[size, channels], float32."""
+    return jnp.stack([(view * grads).sum((0, 1, 2), dtype=jnp.float32) for view in views])
+
+
+def _sums_of_a_row(views: list[Array], grads: Array) -> Array:
+    """The same by one reduction of several operands, which reads the gradients once: 7 x 7 takes a quarter."""
+    products = [(view * grads).astype(jnp.float32) for view in views]
+    zeros = [jnp.float32(0)] * len(products)
+    return jnp.stack(lax.reduce(products, zeros, lambda a, b: [p + q for p, q in zip(a, b, strict=True)], (0, 1, 2)))
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _grouped(x: Array, kernel: Array, stride: int, pads: Pads, groups: int) -> Array:
+    """The device's own, but for the kernel's gradient: that of the dense kernel, of which the blocks are taken."""
+    return _native(x, kernel, stride, pads, groups)
+
+
+def _grouped_forward(
+    x: Array, kernel: Array, stride: int, pads: Pads, groups: int
+) -> tuple[Array, tuple[Array, Array]]:
+    return _native(x, kernel, stride, pads, groups), (x, kernel)
+
+
+def _grouped_backward(
+    stride: int, pads: Pads, groups: int, saved: tuple[Array, Array], grads: Array
+) -> tuple[Array, Array]:
+    x, kernel = saved
+    (x_grads,) = jax.vjp(lambda x: _native(x, kernel, stride, pads, groups), x)[1](grads)
+    size, _, width, outputs = kernel.shape
+    dense = jnp.zeros((size, size, width * groups, outputs), kernel.dtype)
+    (dense_grads,) = jax.vjp(lambda dense: convolve(x, dense, stride=stride, pads=pads), dense)[1](grads)
+    blocks = dense_grads.reshape(size, size, groups, width, groups, outputs // groups)
+    of_groups = jnp.stack([blocks[:, :, group, :, group] for group in range(groups)], 3)
+    return x_grads, of_groups.reshape(kernel.shape)
+
+
+_grouped.defvjp(_grouped_forward, _grouped_backward)
+
+FORMS: dict[Form, Callable[[Array, Array, int, Pads, int], Array]] = {
+    "native": _native,
+    "pointwise": _pointwise,
+    "depthwise": _depthwise,
+    "grouped": _grouped,
+    "patches": _patches,
+}
