@@ -114,8 +114,8 @@ def main() -> None:
         ["convolution", "native, ms", "other form, ms", "times as fast as native", "chosen"],
         [row(shape, arguments.rounds) for shape in SHAPES],
         packages=["jax"],
-        note=f"Two cores, {arguments.rounds} rounds in turn in one process, medians (ranges); output and both gradients "
-        "together.",
+        note=f"Two cores, {arguments.rounds} rounds in turn in one process, medians (ranges); output and both "
+        "gradients together.",
     )
 
 
