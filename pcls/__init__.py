@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from pcls.evaluation.metrics import Evaluation
     from pcls.planning.plan import RecipePlan
     from pcls.run.session import Run
+    from pcls.transfer.advise import Advice
 
 __all__ = [
     "Diverged",
     "PclsError",
     "RestartRequested",
     "UserError",
+    "advise",
     "demo",
     "evaluate",
     "finetune",
@@ -94,6 +96,24 @@ def finetune(source: str | Path | Run, data: str | Path, overrides: Overrides = 
     from pcls.transfer.finetune import finetune as finetune_run
 
     return finetune_run(_path(source), str(data), overrides, keep_head=keep_head)
+
+
+def advise(data: str | Path, *, device: str = "", budget: float = 3600.0) -> Advice:
+    """Proposes what to start from, and how, for some data.
+
+    Args:
+      data: as in `finetune`.
+      device: a chip, or `cpu`; empty: the first that jax finds.
+      budget: seconds that training may take.
+
+    Raises:
+      UserError: the data cannot be opened, nothing is documented of the device, or nothing can be proposed.
+    """
+    from pcls.planning.limits import limits_of
+    from pcls.transfer.advise import advise as advise_facts
+    from pcls.transfer.advise import facts_of
+
+    return advise_facts(facts_of(str(data)), limits_of(device), budget)
 
 
 def evaluate(run: str | Path | Run) -> Evaluation:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from pcls.cli.advise import advise
 from pcls.cli.bench import bench
 from pcls.cli.config import app as config_app
 from pcls.cli.data import app as data_app
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("resume")(resume)
 app.command("finetune")(finetune)
+app.command("advise")(advise)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("report")(report)

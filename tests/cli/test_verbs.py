@@ -26,6 +26,7 @@ VERBS = [
     ["config", "show"],
     ["config", "diff"],
     ["models", "list"],
+    ["advise"],
     ["models", "info"],
     ["models", "search"],
     ["models", "import"],

@@ -1,0 +1,109 @@
+"""What a device can do at most: documented of chips, measured of this machine's CPU."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pcls.errors import UserError
+from pcls.observe.chips import CHIPS, Chip, chip_of
+
+# A product of this size, and a copy of so many numbers, are measured on CPU.
+PRODUCT_SIDE, COPIED, REPEATS = 2048, 2**24, 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one device.
+
+    Attributes:
+      name: as people call it.
+      precision: type of activations for which `flops` holds.
+      flops: FLOP/s of matrix products.
+      bandwidth: bytes/s of its memory, read and written together.
+      memory: bytes.
+      source: where the figures come from.
+    """
+
+    name: str
+    precision: str
+    flops: float
+    bandwidth: float
+    memory: int
+    source: str
+
+
+def limits_of(device: str = "") -> Limits:
+    """The limits of a device.
+
+    Args:
+      device: a chip's name, as `v6e` or `a100 sxm 80 gb`; `cpu`: this machine's; empty: the first that jax finds.
+
+    Raises:
+      UserError: nothing is documented of it.
+    """
+    if device.lower() == "cpu":
+        return _cpu()
+    if device:
+        return _of_chip(_named(device))
+    first = jax.devices()[0]
+    if first.platform == "cpu":
+        return _cpu()
+    chip = chip_of(first.device_kind)
+    if chip is None:
+        raise UserError(f"nothing is documented here of {first.device_kind!r}; name a chip by --device: {_names()}")
+    return _of_chip(chip)
+
+
+def _named(device: str) -> Chip:
+    found = [chip for chip in CHIPS if _short(chip) == device.lower()]
+    if not found:
+        raise UserError(f"--device {device!r}: there is no such chip here; known: cpu, {_names()}")
+    return found[0]
+
+
+def _names() -> str:
+    return ", ".join(map(_short, CHIPS))
+
+
+def _short(chip: Chip) -> str:
+    """`v6e` of `TPU v6e`."""
+    return chip.name.partition(" ")[2].lower()
+
+
+def _of_chip(chip: Chip) -> Limits:
+    precision = "float32" if chip.bf16_flops is None else "bfloat16"
+    flops = chip.flops(precision)
+    if flops is None:
+        raise UserError(f"no peak is documented of {chip.name}; name another device")
+    n = chip.devices
+    return Limits(chip.name, precision, flops / n, chip.hbm_bandwidth / n, chip.hbm_bytes // n, "documented")
+
+
+def _cpu() -> Limits:
+    """Of the CPU of this process: the best of a few products and copies, about a second."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        matrix, vector = jnp.ones((PRODUCT_SIDE, PRODUCT_SIDE)), jnp.ones(COPIED)
+        product = _seconds(jax.jit(lambda a: a @ a), matrix)
+        copy = _seconds(jax.jit(lambda a: a + 1), vector)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Limits(
+        f"CPU, {cores} cores", "float32", 2 * PRODUCT_SIDE**3 / product, 8 * COPIED / copy, memory, "measured just now"
+    )
+
+
+def _seconds(run: Callable[[Any], Any], argument: Any) -> float:
+    run(argument).block_until_ready()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        run(argument).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return min(times)
