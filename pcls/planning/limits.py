@@ -29,6 +29,7 @@ class Limits:
       bandwidth: bytes/s of its memory, read and written together.
       memory: bytes.
       source: where the figures come from.
+      cpu: whether it is one.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Limits:
     bandwidth: float
     memory: int
     source: str
+    cpu: bool = False
 
 
 def limits_of(device: str = "") -> Limits:
@@ -95,7 +97,13 @@ def _cpu() -> Limits:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Limits(
-        f"CPU, {cores} cores", "float32", 2 * PRODUCT_SIDE**3 / product, 8 * COPIED / copy, memory, "measured just now"
+        name=f"CPU, {cores} cores",
+        precision="float32",
+        flops=2 * PRODUCT_SIDE**3 / product,
+        bandwidth=8 * COPIED / copy,
+        memory=memory,
+        source="measured just now",
+        cpu=True,
     )
 
 

@@ -31,8 +31,9 @@ SMALL_SIDE = 48
 UNBALANCED, FEW = 10.0, 50
 # Parameters that few images a class may train, at most.
 FEW_PARAMETERS = 30e6
-# Forward and backward pass read and write each activation about so often: ResNet-50 and MobileNetV3 on CPU.
-PASSES_OVER_ACTIVATIONS = 14
+# Forward and backward pass read and write each activation about so often: on accelerators by the TPU compiler's traffic
+# of ResNet-50, on CPU, where loops fuse less and some run on one core, by the measured steps of five networks.
+PASSES, PASSES_ON_CPU = 14, 60
 # Share of the memory that a step may take; parameters with gradients and Adam's moments are 4 times 4 bytes each.
 MEMORY_SHARE, BYTES_A_PARAMETER = 0.8, 16
 SMALLEST_SIZE, SIZE_STEP = 96, 32
@@ -319,7 +320,8 @@ def estimated(weight: Weight, size: int, batch: int, steps: int, limits: Limits)
     """Time and memory by the limits of the device: a bound from below, not a measurement."""
     images = batch * steps
     computing = 3 * weight.flops * _area(weight, size) * images / limits.flops
-    traffic = PASSES_OVER_ACTIVATIONS * _activation_bytes(weight, size, limits) * images / limits.bandwidth
+    passes = PASSES_ON_CPU if limits.cpu else PASSES
+    traffic = passes * _activation_bytes(weight, size, limits) * images / limits.bandwidth
     return Estimate(max(computing, traffic), computing + traffic, step_bytes(weight, size, batch, limits))
 
 
