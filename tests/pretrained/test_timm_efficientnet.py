@@ -15,6 +15,7 @@ pytestmark = pytest.mark.peer
         "efficientnet_b0",
         "tf_efficientnet_b0",
         "tf_efficientnetv2_s",
+        "efficientnetv2_s",
         "efficientnetv2_rw_s",
         "mobilenetv3_large_100",
         "mobilenetv3_small_100",
