@@ -102,7 +102,9 @@ class DataSection(Section):
       per_class: training records used of each class, chosen by `split_seed`; 0: all.
       validation: share of each class held out where the source has no evaluation split of its own; of groups of
         records, whole ones.
-      split_seed: seed of the held-out share and of `per_class`; the run's seed leaves them alone.
+      long_tail: makes the training records unbalanced, to try methods on: the first class keeps all, the last this many
+        times fewer, those between exponentially; 1: as they are. Evaluation records stay as they are.
+      split_seed: seed of the held-out share, of `per_class` and of `long_tail`; the run's seed leaves them alone.
       train_crop: how a training image of free size is cut: `random` (area and aspect, Inception's) or `center`; null:
         `random`.
       crop_pct: the evaluation resizes image files to `image_size` divided by this before it cuts out the middle; null:
@@ -141,6 +143,7 @@ class DataSection(Section):
     class_names: Names = ()
     per_class: Annotated[int, Field(ge=0)] = 0
     validation: Annotated[Number, Field(gt=0, lt=1)] = 0.2
+    long_tail: Annotated[Number, Field(ge=1, le=1e6)] = 1.0
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     train_crop: Literal["random", "center"] | None = None
     crop_pct: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -384,6 +387,33 @@ class TrainSection(Section):
     steps_per_dispatch: Annotated[int, Field(ge=0, le=2**16)] = 0
 
 
+class ImbalanceSection(Section):
+    """What the loss does about classes with few records. It knows how many each has in the training set.
+
+    Attributes:
+      class_weights: of the loss of a record: `none`, `inverse` (one over its class's records) or `effective` (one over
+        the effective number of its class's records, Cui et al. 2019). A record's is 1 on average.
+      class_weights_from: they hold from here on; before it all are 1 (deferred re-weighting, Cao et al. 2019).
+      logit_adjustment: the logarithms of the classes' shares, times this, are added to the logits in training, so that
+        those of rare classes must be larger; 1: balanced softmax. Source: Menon et al. 2021; Ren et al. 2020.
+      margin: the right logit of the rarest class is lowered by this in training, that of others by less, as one over
+        the fourth root of their records. Source: Cao et al. 2019, there on normalised features.
+      focal: the loss of a record is multiplied by its error probability to this power. Source: Lin et al. 2017.
+    """
+
+    class_weights: Literal["none", "inverse", "effective"] = "none"
+    class_weights_from: Length = Duration(0, "steps")
+    logit_adjustment: Annotated[Number, Field(ge=0, le=100)] = 0.0
+    margin: Annotated[Number, Field(ge=0, le=100)] = 0.0
+    focal: Annotated[Number, Field(ge=0, le=100)] = 0.0
+
+    @model_validator(mode="after")
+    def _later_weights_are_weights(self) -> ImbalanceSection:
+        if self.class_weights_from.value and self.class_weights == "none":
+            raise broken_rule("imbalance.class_weights_from", "has no effect without imbalance.class_weights")
+        return self
+
+
 class EvaluateSection(Section):
     """When and how the held-out records are counted.
 
@@ -477,6 +507,7 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     batch_norm: BatchNormSection = BatchNormSection()
     train: TrainSection = TrainSection()
+    imbalance: ImbalanceSection = ImbalanceSection()
     optimizer: OptimizerSection = OptimizerSection()
     evaluate: EvaluateSection = EvaluateSection()
     checkpoint: CheckpointSection = CheckpointSection()
@@ -490,6 +521,13 @@ class Recipe(Section):
                 "train.accumulate",
                 f"is {self.train.accumulate} and does not divide train.batch_size={self.train.batch_size}",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_right_class(self) -> Recipe:
+        for key in ("logit_adjustment", "margin", "focal"):
+            if self.train.loss != "softmax" and getattr(self.imbalance, key):
+                raise broken_rule(f"imbalance.{key}", "is for train.loss=softmax; leave it out, or change the loss")
         return self
 
     @model_validator(mode="after")

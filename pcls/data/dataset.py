@@ -26,7 +26,7 @@ from pcls.data.sources.remote import (
     without_secrets,
 )
 from pcls.data.sources.source import Source, Subset
-from pcls.data.split import few_of_each, held_out
+from pcls.data.split import few_of_each, held_out, long_tailed
 from pcls.data.steps import as_sequences, step_statistics
 from pcls.errors import UserError
 
@@ -412,6 +412,14 @@ def _check_classes(section: DataSection, source: Source) -> None:
 
 
 def _split(section: DataSection, whole: Source, evaluation: Source | None) -> tuple[Source, Source]:
+    """The records trained on and evaluated on; of those trained on a long tail where the recipe asks for it."""
+    train, held = _parted(section, whole, evaluation)
+    if section.long_tail > 1:
+        train = Subset(train, np.flatnonzero(long_tailed(train.labels, section.long_tail, section.split_seed)))
+    return train, held
+
+
+def _parted(section: DataSection, whole: Source, evaluation: Source | None) -> tuple[Source, Source]:
     """The records trained on and evaluated on, of the classes that the recipe names."""
     if evaluation is not None:
         _check_labels_known(whole, evaluation)

@@ -46,6 +46,26 @@ def few_of_each(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return chosen
 
 
+def long_tailed(labels: np.ndarray, ratio: float, seed: int) -> np.ndarray:
+    """Chooses ever fewer records of the classes, in their order; [n] bool.
+
+    Args:
+      labels: [n].
+      ratio: how many times fewer the last class gets than the first, 1 or more; each keeps one record at least, and no
+        more than it has.
+      seed: of the choice.
+
+    Source: Cui et al. 2019 (the exponential profile).
+    """
+    chosen = np.zeros(len(labels), bool)
+    by_class = _shuffled_by_class(labels, seed)
+    most = max(map(len, by_class))
+    for place, records in enumerate(by_class):
+        share = place / max(len(by_class) - 1, 1)
+        chosen[records[: max(1, int(most * ratio**-share))]] = True
+    return chosen
+
+
 def _shuffled_by_class(labels: np.ndarray, seed: int) -> list[np.ndarray]:
     """Each class has a generator of its own, so that records of one class do not move another's choice."""
     return [

@@ -65,6 +65,8 @@ class Program:
       rules: each parameter's path to its rule.
       model, schedule, optimizer: of the recipe.
       training: what BatchNorm normalises over.
+      class_counts: [classes] training records.
+      weighted_from: the step from which class weights hold.
       order: of the training records.
       sizes: of the batches of each update.
       plan: how long, how often what.
@@ -79,6 +81,8 @@ class Program:
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     training: TrainingPass
+    class_counts: np.ndarray
+    weighted_from: int
     order: Order | BucketedOrder
     sizes: Sizes
     plan: Plan
@@ -176,6 +180,8 @@ class Program:
             self.optimizer,
             self.recipe,
             self.preprocessing,
+            class_counts=self.class_counts,
+            weighted_from=self.weighted_from,
             training=self.training,
             gradient_shardings=gradients,
         )
@@ -256,6 +262,7 @@ def make_program(
     *,
     classes: int,
     records: int,
+    class_counts: np.ndarray | None = None,
     buckets: Sequence[Bucket] = (),
     devices: Sequence[jax.Device] | None = None,
 ) -> Program:
@@ -265,6 +272,7 @@ def make_program(
       recipe: validated by itself.
       preprocessing: sizes and statistics of the images.
       classes, records: of the training set.
+      class_counts: [classes] its records; None: nobody has counted, they are taken for balanced.
       buckets: its sequences by padded length; empty: pictures, or sequences that are all padded to the longest.
       devices: to compile for; None: all of all processes.
 
@@ -308,6 +316,8 @@ def make_program(
         schedule=schedule,
         optimizer=make_optimizer(recipe.optimizer, schedule, model.params),
         training=training,
+        class_counts=np.full(classes, max(records // classes, 1)) if class_counts is None else class_counts,
+        weighted_from=recipe.imbalance.class_weights_from.steps(order.epoch_steps),
         order=order,
         sizes=sizes,
         plan=plan,

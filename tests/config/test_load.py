@@ -327,6 +327,14 @@ def test_a_wrong_recipe_is_refused_in_one_line_that_says_where_and_what_is_allow
             'model.read is "diagonal" (text); one of rows, columns, pixels, patches, hilbert is needed',
         ),
         ("model: {read: rows, patch: 4}", "model.patch has no effect without model.read=patches"),
+        (
+            "imbalance: {class_weights_from: 5 epochs}",
+            "imbalance.class_weights_from has no effect without imbalance.class_weights",
+        ),
+        (
+            "{train: {loss: sigmoid}, imbalance: {focal: 2}}",
+            "imbalance.focal is for train.loss=softmax; leave it out, or change the loss",
+        ),
         ("model: {hidden: -1}", "model.hidden is -1 (number); a whole number >= 0 and <= 65536 is needed"),
         ("model: {layers: 2000}", "model.layers is 2000 (number); a whole number >= 0 and <= 1024 is needed"),
         ("model: {bidirectional: 1}", "model.bidirectional is 1 (number); true or false is needed"),

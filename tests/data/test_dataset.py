@@ -481,3 +481,11 @@ def test_one_word_names_sequences(saved, tmp_path):
 def test_a_word_that_names_no_data_is_refused(word):
     with pytest.raises(UserError, match=r"there is no such file or folder of a known kind; name a folder, a file \("):
         data_settings(word)
+
+
+def test_a_long_tail_is_made_of_the_training_records_only():
+    plain, tailed = open_dataset(DataSection()), open_dataset(DataSection(long_tail=20))
+    counts = np.bincount(tailed.train.labels)
+    assert counts[0] == np.bincount(plain.train.labels)[0]
+    assert 15 <= counts[0] / counts[-1] <= 25 and (np.diff(counts) <= 0).all()
+    np.testing.assert_array_equal(tailed.evaluation.labels, plain.evaluation.labels)

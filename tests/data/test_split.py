@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcls.data.split import few_of_each, held_out
+from pcls.data.split import few_of_each, held_out, long_tailed
 
 LABELS = np.repeat(np.arange(4), [100, 50, 10, 3])
 
@@ -24,7 +24,12 @@ def test_every_class_keeps_a_record_to_train_on(counts, share, seed):
 
 
 @pytest.mark.parametrize(
-    "choose", [lambda seed: held_out(LABELS, 0.3, seed), lambda seed: few_of_each(LABELS, 5, seed)]
+    "choose",
+    [
+        lambda seed: held_out(LABELS, 0.3, seed),
+        lambda seed: few_of_each(LABELS, 5, seed),
+        lambda seed: long_tailed(LABELS, 50, seed),
+    ],
 )
 def test_the_seed_decides_the_choice(choose):
     assert np.array_equal(choose(1), choose(1))
@@ -37,6 +42,21 @@ def test_few_takes_so_many_of_each_and_all_of_a_class_that_has_fewer():
 
 def test_more_of_each_contain_fewer_of_each():
     assert not (few_of_each(LABELS, 5, seed=0) & ~few_of_each(LABELS, 8, seed=0)).any()
+
+
+def test_a_long_tail_falls_exponentially_from_the_first_class_to_the_last():
+    labels = np.tile(np.arange(5), 1000)
+    assert np.bincount(labels[long_tailed(labels, 10_000, seed=0)]).tolist() == [1000, 100, 10, 1, 1]
+    assert np.bincount(labels[long_tailed(labels, 16, seed=0)]).tolist() == [1000, 500, 250, 125, 62]
+    assert long_tailed(labels, 1, seed=0).all()
+
+
+def test_a_long_tail_takes_no_more_than_there_is():
+    assert np.bincount(LABELS[long_tailed(LABELS, 8, seed=0)]).tolist() == [100, 50, 10, 3]
+
+
+def test_of_one_class_a_long_tail_takes_all():
+    assert long_tailed(np.zeros(7, int), 100, seed=0).all()
 
 
 def test_records_of_one_class_do_not_move_the_choice_in_another():

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcls.training.losses import LOSSES, sigmoid_cross_entropy, softmax_cross_entropy
+from pcls.config.schema import ImbalanceSection
+from pcls.training.losses import (
+    LOSSES,
+    class_weights,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+    training_loss,
+)
 
 RNG = np.random.default_rng(0)
 LOGITS, LABELS = RNG.normal(0, 3, (6, 5)), RNG.integers(0, 5, 6)
@@ -62,3 +69,53 @@ def test_the_gradient_is_the_probability_less_the_target(name):
     else:
         expected = (1 / (1 + np.exp(-LOGITS)) - smoothed(LOGITS, LABELS, 0.1)) / 5
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+COUNTS = np.array([1000, 100, 10, 10, 1])
+
+
+def trained(smoothing=0.0, counts=COUNTS, **options):
+    loss = training_loss("softmax", ImbalanceSection(**options), counts)
+    return np.asarray(loss(jnp.asarray(LOGITS, jnp.float32), jnp.asarray(LABELS), smoothing))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_logits_are_adjusted_by_the_classes_shares(smoothing):
+    shifted = LOGITS + 0.7 * np.log(COUNTS / COUNTS.sum())
+    expected = softmax_reference(shifted, LABELS, smoothing)
+    np.testing.assert_allclose(trained(smoothing, logit_adjustment=0.7), expected, rtol=2e-6)
+
+
+def test_the_margin_is_whole_for_the_rarest_class_and_falls_with_the_fourth_root():
+    lowered = LOGITS - np.eye(5)[LABELS] * 0.5 * (1 / COUNTS) ** 0.25
+    np.testing.assert_allclose(trained(margin=0.5), softmax_reference(lowered, LABELS, 0), rtol=2e-6)
+
+
+def test_focal_loss_leaves_out_what_is_sure():
+    losses = softmax_reference(LOGITS, LABELS, 0)
+    np.testing.assert_allclose(trained(focal=2.0), (1 - np.exp(-losses)) ** 2 * losses, rtol=1e-5)
+
+
+def test_focal_gradients_are_finite_where_the_class_is_certain():
+    loss = training_loss("softmax", ImbalanceSection(focal=0.5), COUNTS)
+    gradient = jax.grad(lambda logits: loss(logits, jnp.array([0])).sum())(jnp.array([[200.0, 0, 0, 0, 0]]))
+    assert np.isfinite(gradient).all()
+
+
+def test_balanced_classes_change_nothing():
+    plain = softmax_reference(LOGITS, LABELS, 0)
+    np.testing.assert_allclose(trained(counts=np.full(5, 7), logit_adjustment=1.0), plain, rtol=2e-6)
+    np.testing.assert_array_equal(class_weights("effective", np.full(5, 7)), 1)
+
+
+@pytest.mark.parametrize("kind", ["none", "inverse", "effective"])
+def test_the_mean_weight_of_a_record_is_one(kind):
+    weights = class_weights(kind, COUNTS)
+    assert (weights * COUNTS).sum() == pytest.approx(COUNTS.sum(), rel=1e-6)
+    assert (np.diff(weights) >= 0).all() and (kind == "none") == (weights.max() == weights.min())
+
+
+def test_inverse_weights_give_each_class_the_same_part_and_a_missing_one_no_infinity():
+    part = class_weights("inverse", COUNTS) * COUNTS
+    np.testing.assert_allclose(part, part[0], rtol=1e-6)
+    assert np.isfinite(class_weights("inverse", np.array([5, 0]))).all()

@@ -13,6 +13,7 @@ from pcls.data.augment import mix, record_keys
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 from pcls.nn.platform import compiling_for
+from pcls.training.losses import class_weights
 from pcls.training.state import state_of
 from pcls.training.step import make_train_step, moved
 
@@ -56,9 +57,8 @@ def step_with(optimizer):
 
     def make(**overrides):
         settings = {"train.ema_decay": DECAY, "batch_norm.momentum": MOMENTUM}
-        return jax.jit(
-            make_train_step(Linear(), optimizer, with_overrides(Recipe(), settings | overrides), PREPROCESSING)
-        )
+        recipe = with_overrides(Recipe(), settings | overrides)
+        return jax.jit(make_train_step(Linear(), optimizer, recipe, PREPROCESSING, class_counts=np.ones(CLASSES)))
 
     return make
 
@@ -271,7 +271,14 @@ def one_step(program, batch_at, host_copy):
 
     def take(platform="cpu", **overrides):
         some = program(1, **{"batch_norm.over": "groups", "batch_norm.group_size": 4, "model.dropout": 0.5} | overrides)
-        step = make_train_step(some.model, some.optimizer, some.recipe, some.preprocessing, training=some.training)
+        step = make_train_step(
+            some.model,
+            some.optimizer,
+            some.recipe,
+            some.preprocessing,
+            class_counts=some.class_counts,
+            training=some.training,
+        )
         with compiling_for(platform):
             return host_copy(jax.jit(step)(some.initial_state(), batch_at(0)))
 
@@ -306,3 +313,24 @@ def test_bfloat16_computes_almost_the_same_and_keeps_a_float32_state(one_step, w
     assert float(metrics["loss"]) == pytest.approx(float(whole_batch[1]["loss"]), rel=0.02)
     for tree in (state.params, state.stats, state.opt_state):
         assert {leaf.dtype.name for leaf in jax.tree.leaves(tree)} <= {"float32", "int32"}
+
+
+def test_class_weights_hold_from_the_step_that_is_named(optimizer, state):
+    settings = {"train.ema_decay": DECAY, "imbalance.class_weights": "inverse"}
+    counts = np.array([90, 9, 1])
+    options = {"class_counts": counts, "weighted_from": 1}
+    step = jax.jit(make_train_step(Linear(), optimizer, with_overrides(Recipe(), settings), PREPROCESSING, **options))
+    batch = batch_of(0)
+    assert step(state, batch)[1]["loss"] == pytest.approx(numpy_gradients(state.params, batch)[0], rel=1e-5)
+    mine = class_weights("inverse", counts)[batch.label]
+
+    def weighted_errors(logits, target):
+        losses, errors = softmax_errors(logits, target)
+        return losses * mine, errors * mine[:, None]
+
+    later, metrics = step(replace(state, step=state.step + 1), batch)
+    loss, _, gradients = numpy_gradients(state.params, batch, weighted_errors)
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    np.testing.assert_allclose(
+        later.params["kernel"], state.params["kernel"] - LR * gradients["kernel"], rtol=1e-4, atol=1e-5
+    )
