@@ -263,13 +263,9 @@ def torch_trainer(case: Sequences) -> Trainer:
 
 def timm_trainer(case: Block) -> Trainer:
     """timm's block."""
-    from torch import Tensor, library, nn
-
-    # torchvision's wheel is made for CUDA and leaves its operators out without it; its import needs them declared.
-    missing = library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        missing.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import _timm  # noqa: F401
     from timm.models.sequencer import Sequencer2dBlock
+    from torch import Tensor, nn
 
     class Network(nn.Module):
         def __init__(self) -> None:

@@ -64,14 +64,9 @@ def train_pcls(name: str, batch: int, size: int) -> Any:
 
 def train_timm(name: str, batch: int, size: int) -> Any:
     """timm on torch, channels last."""
-    import torch
-    from torch import library
-
-    # torchvision's wheel is made for CUDA and leaves its operators out without it; its import needs them declared.
-    missing = library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        missing.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import _timm  # noqa: F401
     import timm
+    import torch
 
     model = timm.create_model(name, num_classes=CLASSES).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM, fused=True)

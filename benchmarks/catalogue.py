@@ -38,12 +38,7 @@ EMBEDDINGS = re.compile(r"clip_(laion2b|laiona)(_augreg)?(_\d+)?")
 
 def weights() -> dict[str, Any]:
     """timm's configuration of every published weight of these architectures."""
-    # torchvision's wheel is made for CUDA and leaves its operators out without it; its import needs their names.
-    from torch import library
-
-    missing = library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        missing.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import _timm  # noqa: F401
     import timm
     from timm.models import get_pretrained_cfg
 

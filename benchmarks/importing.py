@@ -37,11 +37,7 @@ PCLS = MEASURED.format(
     work="save_bundle(import_bundle(sys.argv[1]), Path(sys.argv[2]))",
 )
 TIMM = MEASURED.format(
-    imports="from torch import library\n"
-    "missing = library.Library('torchvision', 'DEF')\n"
-    "for name in ('nms', 'qnms'):\n"
-    "    missing.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
-    "import timm",
+    imports=f"sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport _timm, timm",
     work="timm.create_model(f'local-dir:{sys.argv[1]}', pretrained=True)",
 )
 CONTENDERS = {"pcls: file to bundle": PCLS, "timm: file to model": TIMM}

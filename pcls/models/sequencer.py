@@ -164,9 +164,9 @@ class Sequencer2D(nnx.Module):
         self.remat = tuple(remat)
         self.norm = _norm(inputs, dtype=dtype, rngs=rngs)
         self.dropout = Dropout(dropout, 2 * sum(depths))
-        # Starts at zero, as published: the first loss is that of a uniform guess.
         self.pool = pool
         inputs = pooled_width(inputs, pool)
+        # Starts at zero, as published: the first loss is that of a uniform guess.
         self.head = nnx.Linear(inputs, classes, kernel_init=nnx.initializers.zeros_init(), dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:

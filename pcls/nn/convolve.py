@@ -169,7 +169,7 @@ def _grouped_backward(
     dense = jnp.zeros((size, size, width * groups, outputs), kernel.dtype)
     (dense_grads,) = jax.vjp(lambda dense: convolve(x, dense, stride=stride, pads=pads), dense)[1](grads)
     blocks = dense_grads.reshape(size, size, groups, width, groups, outputs // groups)
-    of_groups = jnp.stack([blocks[:, :, group, :, group] for group in range(groups)], 3)
+    of_groups = jnp.moveaxis(jnp.diagonal(blocks, axis1=2, axis2=4), -1, 3)
     return x_grads, of_groups.reshape(kernel.shape)
 
 

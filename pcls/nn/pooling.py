@@ -93,15 +93,13 @@ def mean_pool_2x2(x: Array) -> Array:
 
 def global_pool(x: Array, pool: Pool) -> Array:
     """Over all positions: [batch, height, width, channels] to [batch, `pooled_width(channels, pool)`]."""
-    mean, maximum = global_mean_pool(x), x.max((1, 2))
-    match pool:
-        case "avg":
-            return mean
-        case "max":
-            return maximum
-        case "avgmax":
-            return (mean + maximum) / 2
-    return jnp.concatenate([mean, maximum], -1)
+    if pool == "avg":
+        return global_mean_pool(x)
+    maximum = x.max((1, 2))
+    if pool == "max":
+        return maximum
+    mean = global_mean_pool(x)
+    return (mean + maximum) / 2 if pool == "avgmax" else jnp.concatenate([mean, maximum], -1)
 
 
 def pooled_width(channels: int, pool: Pool) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pcls.data.workers import usable_cores
 from pcls.errors import UserError
 from pcls.observe.chips import CHIPS, Chip, chip_of
 
@@ -95,9 +96,8 @@ def _cpu() -> Limits:
         product = _seconds(jax.jit(lambda a: a @ a), matrix)
         copy = _seconds(jax.jit(lambda a: a + 1), vector)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Limits(
-        name=f"CPU, {cores} cores",
+        name=f"CPU, {usable_cores()} cores",
         precision="float32",
         flops=2 * PRODUCT_SIDE**3 / product,
         bandwidth=8 * COPIED / copy,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,10 +34,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(name.strip() for name in names)
 
 
-def names_of_outputs(outputs: int, stated: Sequence[str] = ()) -> tuple[str, ...]:
-    """The stated names; else ImageNet-1k's synsets where there are as many outputs; else the numbers from 0."""
-    if stated:
-        return tuple(stated)
+def names_of_outputs(outputs: int) -> tuple[str, ...]:
+    """ImageNet-1k's synsets where there are as many outputs; else the numbers from 0."""
     return imagenet_synsets() if outputs == IMAGENET_CLASSES else tuple(map(str, range(outputs)))
 
 

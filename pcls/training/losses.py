@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pcls.config.schema import ImbalanceSection
+from pcls.config.schema import ImbalanceSection, TrainSection
 
 # [batch, classes] logits, [batch] int32 labels and, if wanted, a share of smoothing to [batch] float32.
 Loss = Callable[..., Array]
@@ -45,36 +45,50 @@ def sigmoid_cross_entropy(logits: Array, labels: Array, label_smoothing: float =
 
 LOSSES: dict[str, Loss] = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
 
+# [batch, classes] logits, [batch] int32 labels and the step to [batch] float32: what is trained on.
+TrainingLoss = Callable[[Array, Array, Array], Array]
+
 # Of the effective number of a class's records. Source: Cui et al. 2019.
 EFFECTIVE_BETA = 0.9999
 
 
-def training_loss(name: str, imbalance: ImbalanceSection, class_counts: np.ndarray) -> Loss:
-    """A loss of `LOSSES` with what the recipe does about unbalanced classes, but for their weights.
+def training_loss(
+    train: TrainSection, imbalance: ImbalanceSection, class_counts: np.ndarray, weighted_from: int = 0
+) -> TrainingLoss:
+    """The loss that a recipe trains with, and what it does about unbalanced classes.
 
     Args:
-      name: of `LOSSES`; `softmax` where logits are changed.
-      imbalance: of the recipe.
+      train, imbalance: of the recipe.
       class_counts: [classes] training records.
+      weighted_from: the step from which class weights hold.
     """
-    plain, counts = LOSSES[name], np.maximum(class_counts, 1)
+    plain, counts = LOSSES[train.loss], np.maximum(class_counts, 1)
     added = imbalance.logit_adjustment * np.log(counts / counts.sum())
     lowered = imbalance.margin * (counts.min() / counts) ** 0.25
+    weights = class_weights(imbalance.class_weights, class_counts)
 
-    def loss(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
+    def loss(logits: Array, labels: Array, step: Array) -> Array:
+        """Only what the recipe asks for is compiled."""
         logits = logits.astype(jnp.float32)
         if imbalance.logit_adjustment:
             logits = logits + jnp.asarray(added, jnp.float32)
         if imbalance.margin:
-            logits = logits - jax.nn.one_hot(labels, len(counts)) * jnp.asarray(lowered, jnp.float32)
-        losses = plain(logits, labels, label_smoothing)
-        if not imbalance.focal:
-            return losses
-        # From the logarithm, whose gradient is finite where the probability is 1.
-        wrong = -jnp.expm1(-softmax_cross_entropy(logits, labels))
-        return jnp.maximum(wrong, 1e-12) ** imbalance.focal * losses
+            logits = logits - _of_labels(labels, lowered)[:, None] * jax.nn.one_hot(labels, len(counts))
+        losses = plain(logits, labels, train.label_smoothing)
+        if imbalance.focal:
+            # From the logarithm, whose gradient is finite where the probability is 1.
+            wrong = -jnp.expm1(-softmax_cross_entropy(logits, labels))
+            losses = jnp.maximum(wrong, 1e-12) ** imbalance.focal * losses
+        if imbalance.class_weights != "none":
+            losses = losses * jnp.where(step >= weighted_from, _of_labels(labels, weights), 1)
+        return losses
 
     return loss
+
+
+def _of_labels(labels: Array, by_class: np.ndarray) -> Array:
+    """[batch] numbers of the labels' classes; a product instead of a gather, as in the loss."""
+    return jnp.sum(jax.nn.one_hot(labels, len(by_class)) * jnp.asarray(by_class, jnp.float32), -1)
 
 
 def class_weights(kind: str, class_counts: np.ndarray) -> np.ndarray:

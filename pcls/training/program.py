@@ -38,6 +38,7 @@ from pcls.parallel.mesh import (
 )
 from pcls.parallel.rules import PRESETS, Layout, Rule, matched_rules, spec
 from pcls.training.loop import Plan
+from pcls.training.losses import TrainingLoss, training_loss
 from pcls.training.optimizers import make_optimizer
 from pcls.training.progressive import Phases, check_progressive, phases_of
 from pcls.training.recalibration import make_statistics_step
@@ -65,8 +66,7 @@ class Program:
       rules: each parameter's path to its rule.
       model, schedule, optimizer: of the recipe.
       training: what BatchNorm normalises over.
-      class_counts: [classes] training records.
-      weighted_from: the step from which class weights hold.
+      loss_of: what is trained on.
       order: of the training records.
       sizes: of the batches of each update.
       plan: how long, how often what.
@@ -81,8 +81,7 @@ class Program:
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     training: TrainingPass
-    class_counts: np.ndarray
-    weighted_from: int
+    loss_of: TrainingLoss
     order: Order | BucketedOrder
     sizes: Sizes
     plan: Plan
@@ -180,8 +179,7 @@ class Program:
             self.optimizer,
             self.recipe,
             self.preprocessing,
-            class_counts=self.class_counts,
-            weighted_from=self.weighted_from,
+            loss_of=self.loss_of,
             training=self.training,
             gradient_shardings=gradients,
         )
@@ -316,8 +314,12 @@ def make_program(
         schedule=schedule,
         optimizer=make_optimizer(recipe.optimizer, schedule, model.params),
         training=training,
-        class_counts=np.full(classes, max(records // classes, 1)) if class_counts is None else class_counts,
-        weighted_from=recipe.imbalance.class_weights_from.steps(order.epoch_steps),
+        loss_of=training_loss(
+            recipe.train,
+            recipe.imbalance,
+            np.ones(classes) if class_counts is None else class_counts,
+            recipe.imbalance.class_weights_from.steps(order.epoch_steps),
+        ),
         order=order,
         sizes=sizes,
         plan=plan,

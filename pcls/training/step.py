@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from jax.sharding import NamedSharding
@@ -22,7 +21,7 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.nn.module import Arrays, ModelDef
 from pcls.nn.training import TrainingPass
 from pcls.training.gradients import Gradients, LossFn, accumulated, sharpness_aware
-from pcls.training.losses import class_weights, training_loss
+from pcls.training.losses import TrainingLoss
 from pcls.training.state import TrainState
 
 Metrics = dict[str, Array]
@@ -54,8 +53,7 @@ def make_train_step(
     recipe: Recipe,
     preprocessing: Preprocessing,
     *,
-    class_counts: np.ndarray,
-    weighted_from: int = 0,
+    loss_of: TrainingLoss,
     training: TrainingPass = _WHOLE_BATCH,
     gradient_shardings: Sequence[Mapping[str, NamedSharding]] = (),
 ) -> TrainStep:
@@ -66,24 +64,13 @@ def make_train_step(
 
     Args:
       model, optimizer, recipe, preprocessing: of the run.
-      class_counts: [classes] training records.
-      weighted_from: the step from which class weights hold.
+      loss_of: what is trained on.
       training: what BatchNorm normalises over; the keys are those of the batch.
       gradient_shardings: where the gradients are brought, one after the other; the last is where updates are computed.
     """
-    loss_of, accumulate = training_loss(recipe.train.loss, recipe.imbalance, class_counts), recipe.train.accumulate
-    weights = jnp.asarray(class_weights(recipe.imbalance.class_weights, class_counts))
-    weighted = recipe.imbalance.class_weights != "none"
+    accumulate = recipe.train.accumulate
     update = optax.with_extra_args_support(optimizer).update
     dtype = jnp.dtype(recipe.train.precision)
-
-    def losses_of(logits: Array, labels: Array, step: Array) -> Array:
-        losses = loss_of(logits, labels, recipe.train.label_smoothing)
-        if not weighted:
-            return losses
-        # A product instead of a gather, as in the loss.
-        mine = jnp.sum(jax.nn.one_hot(labels, len(weights)) * weights, -1)
-        return losses * jnp.where(step >= weighted_from, mine, 1)
 
     def summed_loss(running: Arrays, step: Array, params: Arrays, micro: tuple[Batch, Array]) -> tuple[Array, Sums]:
         """Over a micro-batch; running statistics are those before the step."""
@@ -93,10 +80,10 @@ def make_train_step(
         layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, MODEL_KEY))(keys)
         logits, stats = model.apply(params, running, images, replace(training, keys=layer_keys), length)
         correct = jnp.sum((logits.argmax(-1) == label) * weight)
-        losses = losses_of(logits, label, step)
+        losses = loss_of(logits, label, step)
         if mixture is not None:
             # Every plain loss is linear in its target, so that of a mixed target is a mean of two; each by its class.
-            others = losses_of(logits, mixture.labels, step)
+            others = loss_of(logits, mixture.labels, step)
             losses = mixture.share * losses + (1 - mixture.share) * others
         shares = jax.tree.map(lambda stat: stat / accumulate, stats)
         return jnp.sum(losses * weight), Sums(jnp.sum(weight), correct, shares)

@@ -19,6 +19,7 @@ from pcls.data.doctor.look import open_picture
 from pcls.data.sources.source import Unreadable, class_counts
 from pcls.errors import UserError
 from pcls.models.registry import model_entry
+from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
 from pcls.planning.limits import Limits
 from pcls.pretrained.catalogue import Weight, catalogue
 from pcls.transfer.finetune import BATCH_SIZE, EPOCHS, MIN_STEPS
@@ -77,9 +78,21 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Of a run: seconds if computing and memory traffic overlap, and if they do not; bytes of a step."""
+class Plan:
+    """How a weight would be fine-tuned, and what that costs.
 
+    Attributes:
+      weight: of the catalogue.
+      size: of the images, in pixels.
+      batch, steps: of the training.
+      best, worst: seconds if computing and memory traffic overlap, and if they do not.
+      memory: bytes of a step.
+    """
+
+    weight: Weight
+    size: int
+    batch: int
+    steps: int
     best: float
     worst: float
     memory: int
@@ -215,114 +228,96 @@ def _from_scratch(facts: Facts, model: str) -> Advice:
 
 
 def _fine_tuned(facts: Facts, limits: Limits, budget: float) -> Advice:
-    weight = choose_weight(facts, limits, budget)
-    size, batch, steps = image_size(facts, weight), batch_size(facts, weight, limits), step_count(facts, weight, limits)
-    estimate = estimated(weight, size, batch, steps, limits)
-    late = estimate.worst > budget
-    licence = weight.licence or "licence not stated"
-    few_or_many = "many" if facts.images >= LARGER_FROM else "few"
-    top1 = f"{weight.top1:.1f} % on ImageNet, {weight.parameters / 1e6:,.1f} M parameters, {licence}"
-    best = (
-        "nothing is faster"
-        if late
-        else f"the most accurate of those that take {_duration(budget)} at most and fit the memory"
-    )
+    plan = chosen_plan(facts, limits, budget)
     lines = (
         Line("start", "fine-tune public weights", "photographs: features of ImageNet go with most of them"),
-        Line("model", weight.name, f"{top1}; {best}"),
-        Line("image size", f"{size} x {size}", _size_reason(facts, weight, size)),
+        Line("model", plan.weight.name, _weight_reason(plan, budget)),
+        Line("image size", f"{plan.size} x {plan.size}", _size_reason(facts, plan)),
         Line(
             "batch size",
-            str(batch),
-            f"{few_or_many} images; {estimate.memory / 2**30:,.1f} GiB a step",
+            str(plan.batch),
+            f"{'many' if facts.images >= LARGER_FROM else 'few'} images; {plan.memory / 2**30:,.1f} GiB a step",
         ),
-        Line("length", f"{steps:,} steps", f"{EPOCHS} epochs, and {MIN_STEPS} steps at least"),
+        Line("length", f"{plan.steps:,} steps", f"{EPOCHS} epochs, and {MIN_STEPS} steps at least"),
         Line(
             "time",
-            f"{_duration(estimate.best)} to {_duration(estimate.worst)}",
+            f"{_duration(plan.best)} to {_duration(plan.worst)}",
             "by its limits, if computing and memory traffic overlap and if not; reading and compiling come on top",
         ),
     )
     overrides = (
-        f"data.image_size={size}",
-        f"train.batch_size={batch}",
-        f"train.duration={steps} steps",
+        f"data.image_size={plan.size}",
+        f"train.batch_size={plan.batch}",
+        f"train.duration={plan.steps} steps",
         f"train.precision={limits.precision}",
     )
-    return Advice(lines, "finetune", weight.name, overrides)
+    return Advice(lines, "finetune", plan.weight.name, overrides)
 
 
-def choose_weight(facts: Facts, limits: Limits, budget: float) -> Weight:
-    """The most accurate weight of free use that fits memory and budget; where none does, the fastest."""
-    few = facts.images < FEW * facts.classes
-    candidates = [weight for weight in catalogue().values() if weight.top1 and not _is_restricted(weight)]
-    candidates = [weight for weight in candidates if not few or weight.parameters <= FEW_PARAMETERS]
-
-    def worst(weight: Weight) -> float:
-        size, batch, steps = (
-            image_size(facts, weight),
-            batch_size(facts, weight, limits),
-            step_count(facts, weight, limits),
-        )
-        return estimated(weight, size, batch, steps, limits).worst
-
-    fitting = [weight for weight in candidates if worst(weight) <= budget]
-    if not fitting:
-        return min(candidates, key=worst)
-    return max(fitting, key=lambda weight: (weight.top1 or 0.0, -weight.flops))
+def _weight_reason(plan: Plan, budget: float) -> str:
+    weight = plan.weight
+    facts = f"{weight.top1:.1f} % on ImageNet, {weight.parameters / 1e6:,.1f} M parameters, "
+    facts += weight.licence or "licence not stated"
+    if plan.worst > budget:
+        return f"{facts}; nothing is faster"
+    return f"{facts}; the most accurate of those that take {_duration(budget)} at most and fit the memory"
 
 
-def _is_restricted(weight: Weight) -> bool:
-    return any(word in weight.licence.lower().replace("_", "-").split("-") for word in RESTRICTED)
-
-
-def image_size(facts: Facts, weight: Weight) -> int:
-    """The weight's training size, or less where the images are smaller; a multiple of `SIZE_STEP`."""
-    size = weight.preprocessing.training.height
-    return max(SMALLEST_SIZE, min(size, math.ceil(facts.side / SIZE_STEP) * SIZE_STEP))
-
-
-def _size_reason(facts: Facts, weight: Weight, size: int) -> str:
-    if size == weight.preprocessing.training.height:
+def _size_reason(facts: Facts, plan: Plan) -> str:
+    if plan.size == plan.weight.preprocessing.training.height:
         return "that the weights were trained at"
     return f"the images have about {facts.side} pixels: more would cost time and show nothing"
 
 
-def batch_size(facts: Facts, weight: Weight, limits: Limits) -> int:
-    """The customary one, halved until a step fits the memory."""
+def chosen_plan(facts: Facts, limits: Limits, budget: float) -> Plan:
+    """With the most accurate weight of free use that fits memory and budget; where none meets this, with the fastest.
+
+    Raises:
+      UserError: not one image fits the memory.
+    """
+    few = facts.images < FEW * facts.classes
+    plans = [
+        fine_tuning_plan(facts, weight, limits)
+        for weight in catalogue().values()
+        if weight.top1 and not is_restricted(weight) and not (few and weight.parameters > FEW_PARAMETERS)
+    ]
+    plans = [plan for plan in plans if plan.memory <= MEMORY_SHARE * limits.memory]
+    if not plans:
+        raise UserError(
+            f"no public weights fit the {limits.memory / 2**30:,.1f} GiB of {limits.name}; name another device"
+        )
+    fitting = [plan for plan in plans if plan.worst <= budget]
+    if not fitting:
+        return min(plans, key=lambda plan: plan.worst)
+    return max(fitting, key=lambda plan: (plan.weight.top1 or 0.0, -plan.weight.flops))
+
+
+def is_restricted(weight: Weight) -> bool:
+    """Whether its licence forbids some uses."""
+    return any(word in weight.licence.lower().split("-") for word in RESTRICTED)
+
+
+def fine_tuning_plan(facts: Facts, weight: Weight, limits: Limits) -> Plan:
+    """Sizes by the rules, and a bound of the time by the limits of the device; it is no measurement."""
+    trained = weight.preprocessing.training.height
+    # The images' own size where it is smaller: a multiple of `SIZE_STEP`.
+    size = max(SMALLEST_SIZE, min(trained, math.ceil(facts.side / SIZE_STEP) * SIZE_STEP))
+    # The catalogue counts at the size of tests.
+    area = (size / weight.preprocessing.height) ** 2
+    activation_bytes = weight.activations * area * (4 if limits.precision == "float32" else 2)
+
+    def step_bytes(batch: int) -> int:
+        """Parameters with what an optimizer keeps of them, and two of each activation: itself and its gradient."""
+        return BYTES_A_PARAMETER * weight.parameters + round(2 * batch * activation_bytes)
+
     batch = LARGER_BATCH if facts.images >= LARGER_FROM else BATCH_SIZE
-    size = image_size(facts, weight)
-    while batch > 1 and step_bytes(weight, size, batch, limits) > MEMORY_SHARE * limits.memory:
+    while batch > 1 and step_bytes(batch) > MEMORY_SHARE * limits.memory:
         batch //= 2
-    return batch
-
-
-def step_count(facts: Facts, weight: Weight, limits: Limits) -> int:
-    """Steps of `EPOCHS`, and `MIN_STEPS` at least."""
-    return max(MIN_STEPS, math.ceil(EPOCHS * facts.images / batch_size(facts, weight, limits)))
-
-
-def step_bytes(weight: Weight, size: int, batch: int, limits: Limits) -> int:
-    """Parameters with what an optimizer keeps of them, and two of each activation: itself and its gradient."""
-    return BYTES_A_PARAMETER * weight.parameters + round(2 * batch * _activation_bytes(weight, size, limits))
-
-
-def _activation_bytes(weight: Weight, size: int, limits: Limits) -> float:
-    """Of an image of a size; the catalogue counts at the size of tests."""
-    return weight.activations * _area(weight, size) * (4 if limits.precision == "float32" else 2)
-
-
-def _area(weight: Weight, size: int) -> float:
-    return (size / weight.preprocessing.height) ** 2
-
-
-def estimated(weight: Weight, size: int, batch: int, steps: int, limits: Limits) -> Estimate:
-    """Time and memory by the limits of the device: a bound from below, not a measurement."""
-    images = batch * steps
-    computing = 3 * weight.flops * _area(weight, size) * images / limits.flops
+    steps = max(MIN_STEPS, math.ceil(EPOCHS * facts.images / batch))
+    computing = TRAINING_FLOPS_PER_FORWARD * weight.flops * area * batch * steps / limits.flops
     passes = PASSES_ON_CPU if limits.cpu else PASSES
-    traffic = passes * _activation_bytes(weight, size, limits) * images / limits.bandwidth
-    return Estimate(max(computing, traffic), computing + traffic, step_bytes(weight, size, batch, limits))
+    traffic = passes * activation_bytes * batch * steps / limits.bandwidth
+    return Plan(weight, size, batch, steps, max(computing, traffic), computing + traffic, step_bytes(batch))
 
 
 def _duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcls.config.schema import ImbalanceSection
+from pcls.config.schema import ImbalanceSection, TrainSection
 from pcls.training.losses import (
     LOSSES,
     class_weights,
@@ -75,8 +75,8 @@ COUNTS = np.array([1000, 100, 10, 10, 1])
 
 
 def trained(smoothing=0.0, counts=COUNTS, **options):
-    loss = training_loss("softmax", ImbalanceSection(**options), counts)
-    return np.asarray(loss(jnp.asarray(LOGITS, jnp.float32), jnp.asarray(LABELS), smoothing))
+    loss = training_loss(TrainSection(label_smoothing=smoothing), ImbalanceSection(**options), counts)
+    return np.asarray(loss(jnp.asarray(LOGITS, jnp.float32), jnp.asarray(LABELS), 0))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -97,8 +97,8 @@ def test_focal_loss_leaves_out_what_is_sure():
 
 
 def test_focal_gradients_are_finite_where_the_class_is_certain():
-    loss = training_loss("softmax", ImbalanceSection(focal=0.5), COUNTS)
-    gradient = jax.grad(lambda logits: loss(logits, jnp.array([0])).sum())(jnp.array([[200.0, 0, 0, 0, 0]]))
+    loss = training_loss(TrainSection(), ImbalanceSection(focal=0.5), COUNTS)
+    gradient = jax.grad(lambda logits: loss(logits, jnp.array([0]), 0).sum())(jnp.array([[200.0, 0, 0, 0, 0]]))
     assert np.isfinite(gradient).all()
 
 

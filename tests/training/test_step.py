@@ -13,7 +13,7 @@ from pcls.data.augment import mix, record_keys
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 from pcls.nn.platform import compiling_for
-from pcls.training.losses import class_weights
+from pcls.training.losses import class_weights, training_loss
 from pcls.training.state import state_of
 from pcls.training.step import make_train_step, moved
 
@@ -51,6 +51,13 @@ def optimizer():
     return optax.sgd(LR)
 
 
+BALANCED = np.ones(CLASSES)
+
+
+def loss_of(recipe, class_counts=BALANCED, **options):
+    return training_loss(recipe.train, recipe.imbalance, class_counts, **options)
+
+
 @pytest.fixture(scope="module")
 def step_with(optimizer):
     """A function from overrides to the compiled step of the linear classifier."""
@@ -58,7 +65,7 @@ def step_with(optimizer):
     def make(**overrides):
         settings = {"train.ema_decay": DECAY, "batch_norm.momentum": MOMENTUM}
         recipe = with_overrides(Recipe(), settings | overrides)
-        return jax.jit(make_train_step(Linear(), optimizer, recipe, PREPROCESSING, class_counts=np.ones(CLASSES)))
+        return jax.jit(make_train_step(Linear(), optimizer, recipe, PREPROCESSING, loss_of=loss_of(recipe)))
 
     return make
 
@@ -276,7 +283,7 @@ def one_step(program, batch_at, host_copy):
             some.optimizer,
             some.recipe,
             some.preprocessing,
-            class_counts=some.class_counts,
+            loss_of=some.loss_of,
             training=some.training,
         )
         with compiling_for(platform):
@@ -317,9 +324,9 @@ def test_bfloat16_computes_almost_the_same_and_keeps_a_float32_state(one_step, w
 
 def test_class_weights_hold_from_the_step_that_is_named(optimizer, state):
     settings = {"train.ema_decay": DECAY, "imbalance.class_weights": "inverse"}
-    counts = np.array([90, 9, 1])
-    options = {"class_counts": counts, "weighted_from": 1}
-    step = jax.jit(make_train_step(Linear(), optimizer, with_overrides(Recipe(), settings), PREPROCESSING, **options))
+    counts, recipe = np.array([90, 9, 1]), with_overrides(Recipe(), settings)
+    loss = loss_of(recipe, counts, weighted_from=1)
+    step = jax.jit(make_train_step(Linear(), optimizer, recipe, PREPROCESSING, loss_of=loss))
     batch = batch_of(0)
     assert step(state, batch)[1]["loss"] == pytest.approx(numpy_gradients(state.params, batch)[0], rel=1e-5)
     mine = class_weights("inverse", counts)[batch.label]

@@ -15,11 +15,10 @@ from pcls.transfer import advise as rules
 from pcls.transfer.advise import (
     Facts,
     advise,
-    batch_size,
-    choose_weight,
-    estimated,
+    chosen_plan,
     facts_of,
-    image_size,
+    fine_tuning_plan,
+    is_restricted,
     small_network,
 )
 
@@ -35,7 +34,7 @@ def values(advice):
 def test_photographs_are_fine_tuned_from_the_most_accurate_weight_that_the_budget_allows():
     advice = advise(PHOTOS, DEVICE, HOUR)
     weight = catalogue()[advice.source]
-    faster = choose_weight(PHOTOS, DEVICE, HOUR / 20)
+    faster = chosen_plan(PHOTOS, DEVICE, HOUR / 20).weight
     assert advice.verb == "finetune"
     assert weight.top1 > faster.top1 > 0
     assert weight.flops > faster.flops
@@ -47,37 +46,50 @@ def test_a_budget_that_nothing_meets_gets_the_fastest_and_says_so():
 
 
 def test_weights_of_restricted_use_are_never_proposed():
-    restricted = {weight.licence for weight in catalogue().values() if rules._is_restricted(weight)}
+    restricted = {weight.licence for weight in catalogue().values() if is_restricted(weight)}
     assert restricted == {"cc-by-nc-4.0", "fair-noncommercial-research-license"}
-    assert choose_weight(PHOTOS, replace(DEVICE, flops=1e18, bandwidth=1e18), HOUR).licence not in restricted
+    assert chosen_plan(PHOTOS, replace(DEVICE, flops=1e18, bandwidth=1e18), HOUR).weight.licence not in restricted
 
 
 def test_few_images_train_few_parameters():
     fast = replace(DEVICE, flops=1e18, bandwidth=1e18)
-    assert choose_weight(PHOTOS, fast, HOUR).parameters > rules.FEW_PARAMETERS
-    assert choose_weight(replace(PHOTOS, images=100), fast, HOUR).parameters <= rules.FEW_PARAMETERS
+    assert chosen_plan(PHOTOS, fast, HOUR).weight.parameters > rules.FEW_PARAMETERS
+    assert chosen_plan(replace(PHOTOS, images=100), fast, HOUR).weight.parameters <= rules.FEW_PARAMETERS
 
 
 @pytest.mark.parametrize(("side", "size"), [(400, 224), (224, 224), (130, 160), (60, 96)])
 def test_the_image_size_follows_the_images_up_to_that_of_the_weights(side, size):
     weight = catalogue()["resnet50.a1_in1k"]
-    assert image_size(replace(PHOTOS, side=side), weight) == size
+    assert fine_tuning_plan(replace(PHOTOS, side=side), weight, DEVICE).size == size
 
 
 def test_the_batch_is_halved_until_it_fits():
     weight = catalogue()["resnet50.a1_in1k"]
     small = replace(DEVICE, memory=2**30)
-    batch = batch_size(PHOTOS, weight, small)
-    assert batch < batch_size(PHOTOS, weight, DEVICE) == 32
+    plan, roomy = (fine_tuning_plan(PHOTOS, weight, limits) for limits in (small, DEVICE))
+    assert plan.batch < roomy.batch == 32
     room = rules.MEMORY_SHARE * small.memory
-    assert rules.step_bytes(weight, 224, batch, small) <= room < rules.step_bytes(weight, 224, 2 * batch, small)
+    twice = 2 * plan.memory - rules.BYTES_A_PARAMETER * weight.parameters
+    assert plan.memory <= room < twice
+    assert plan.batch * plan.steps == pytest.approx(roomy.batch * roomy.steps, rel=0.01)
+
+
+def test_weights_that_do_not_fit_the_memory_are_left_out():
+    small = replace(DEVICE, memory=2**27)
+    assert chosen_plan(PHOTOS, small, HOUR).memory <= rules.MEMORY_SHARE * small.memory
+    with pytest.raises(UserError, match=r"no public weights fit the 0\.0 GiB of a device"):
+        chosen_plan(PHOTOS, replace(DEVICE, memory=2**24), HOUR)
 
 
 def test_time_grows_with_images_and_with_their_area():
     weight = catalogue()["resnet50.a1_in1k"]
-    one = estimated(weight, 112, 32, 100, DEVICE)
-    assert estimated(weight, 112, 32, 200, DEVICE).worst == pytest.approx(2 * one.worst)
-    assert estimated(weight, 224, 32, 100, DEVICE).best == pytest.approx(4 * one.best)
+    # Whole steps.
+    some = replace(PHOTOS, side=96, images=4800)
+    one, more, larger = (
+        fine_tuning_plan(facts, weight, DEVICE) for facts in (some, replace(some, images=9600), replace(some, side=192))
+    )
+    assert more.worst == pytest.approx(2 * one.worst)
+    assert larger.best == pytest.approx(4 * one.best)
     assert one.best < one.worst
 
 
