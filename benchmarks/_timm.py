@@ -1,7 +1,7 @@
 """Imported before timm.
 
-torchvision's wheel is made for CUDA and leaves its operators out without it; none is used here, but its import needs them
-declared.
+torchvision's wheel is made for CUDA and leaves its operators out without it; none is used here, but its import needs
+them declared.
 """
 
 from __future__ import annotations
