@@ -49,11 +49,13 @@ class Cnn28(nnx.Module):
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to [batch, classes] logits."""
+        return self.head(self.dropout(self.embed(images, training), training))
+
+    def embed(self, images: Array, training: TrainingPass | None = None) -> Array:
+        """[batch, height, width, channels] to the input of the head [batch, features], before dropout."""
         x = self.conv2(self.conv1(images))
         x = x.reshape(x.shape[0], -1)
-        if self.dense is not None:
-            x = nnx.relu(self.dense(x))
-        return self.head(self.dropout(x, training))
+        return x if self.dense is None else nnx.relu(self.dense(x))
 
 
 class Rnn28(nnx.Module):
@@ -83,6 +85,10 @@ class Rnn28(nnx.Module):
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to [batch, classes] logits."""
+        return self.head(self.embed(images, training))
+
+    def embed(self, images: Array, training: TrainingPass | None = None) -> Array:
+        """[batch, height, width, channels] to the input of the head [batch, features]."""
         batch, steps = images.shape[:2]
         x = images.reshape(batch, steps, -1).swapaxes(0, 1)
         assert self.inputs.bias is not None
@@ -90,7 +96,7 @@ class Rnn28(nnx.Module):
         kernel, bias, recurrent = (array.astype(x.dtype) for array in arrays)
         stream = Stream(x, kernel, bias, (recurrent,), zero_carry(self.cell, batch, len(recurrent)))
         ((outputs, _),) = sequential_scan(Scan(self.cell, (False,)), [stream])
-        return self.head(outputs[-1])
+        return outputs[-1]
 
 
 rnn28 = partial(Rnn28, "tanh")

@@ -105,8 +105,11 @@ class ConvNeXt(nnx.Module):
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to [batch, classes] logits."""
-        x = global_pool(self.features(images, training)[-1], self.pool)
-        return self.head(self.dropout(self.norm(x), training))
+        return self.head(self.dropout(self.embed(images, training), training))
+
+    def embed(self, images: Array, training: TrainingPass | None = None) -> Array:
+        """[batch, height, width, channels] to the input of the head [batch, features], before dropout."""
+        return self.norm(global_pool(self.features(images, training)[-1], self.pool))
 
     def features(self, images: Array, training: TrainingPass | None = None) -> list[Array]:
         """[batch, height, width, channels] to the map after each stage, of 1/4, 1/8, 1/16 and 1/32 of the size."""

@@ -111,9 +111,13 @@ class Crnn(nnx.Module):
         Returns:
           Logits [batch, classes].
         """
+        return self.head(self.dropout(self.embed(images, training, lengths), training))
+
+    def embed(self, images: Array, training: TrainingPass | None = None, lengths: Array | None = None) -> Array:
+        """The input of the head [batch, features], before dropout; arguments as when called."""
         x = self.reading(images, lengths)
         x = x.reshape(*x.shape[:2], -1, images.shape[-1])
         for block in self.stem:
             x, lengths = block(x, training, lengths)
         outputs, _ = self.recurrent(x.reshape(*x.shape[:2], -1), training, lengths)
-        return self.head(self.dropout(mean_over_steps(outputs, lengths), training))
+        return mean_over_steps(outputs, lengths)

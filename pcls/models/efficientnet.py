@@ -65,8 +65,11 @@ class EfficientNet(Trunk):
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to [batch, classes] logits."""
-        x = self.last(self.features(images, training)[-1], training)
-        return self.head(self.dropout(global_pool(x, self.pool), training))
+        return self.head(self.dropout(self.embed(images, training), training))
+
+    def embed(self, images: Array, training: TrainingPass | None = None) -> Array:
+        """[batch, height, width, channels] to the input of the head [batch, features], before dropout."""
+        return global_pool(self.last(self.features(images, training)[-1], training), self.pool)
 
 
 def squeeze(inputs: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> SqueezeExcite:

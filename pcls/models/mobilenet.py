@@ -65,9 +65,12 @@ class MobileNetV3(Trunk):
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to [batch, classes] logits."""
+        return self.head(self.dropout(self.embed(images, training), training))
+
+    def embed(self, images: Array, training: TrainingPass | None = None) -> Array:
+        """[batch, height, width, channels] to the input of the head [batch, features], before dropout."""
         x = global_pool(self.features(images, training)[-1], self.pool)
-        x = nnx.hard_swish(named_product(self.hidden(x)))
-        return self.head(self.dropout(x, training))
+        return nnx.hard_swish(named_product(self.hidden(x)))
 
 
 def squeeze(inputs: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> SqueezeExcite:

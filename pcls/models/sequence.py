@@ -87,8 +87,12 @@ class SequenceClassifier(nnx.Module):
         Returns:
           Logits [batch, classes].
         """
+        return self.head(self.dropout(self.embed(images, training, lengths), training))
+
+    def embed(self, images: Array, training: TrainingPass | None = None, lengths: Array | None = None) -> Array:
+        """The input of the head [batch, features], before dropout; arguments as when called."""
         _, last = self.recurrent(self.reading(images, lengths), training, lengths)
-        return self.head(self.dropout(last, training))
+        return last
 
 
 class LinearBlock(nnx.Module):
@@ -182,10 +186,14 @@ class LinearSequenceClassifier(nnx.Module):
 
     def __call__(self, images: Array, training: TrainingPass | None = None, lengths: Array | None = None) -> Array:
         """As `SequenceClassifier`."""
+        return self.head(self.dropout(self.embed(images, training, lengths), training))
+
+    def embed(self, images: Array, training: TrainingPass | None = None, lengths: Array | None = None) -> Array:
+        """The input of the head [batch, features], before dropout; arguments as when called."""
         x = self.encoder(self.reading(images, lengths))
         for block in self.blocks:
             x = block(x, training, lengths)
-        return self.head(self.dropout(mean_over_steps(self.norm(x), lengths), training))
+        return mean_over_steps(self.norm(x), lengths)
 
 
 def counting_steps(steps: int, lengths: Array) -> Array:

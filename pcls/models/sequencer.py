@@ -171,8 +171,11 @@ class Sequencer2D(nnx.Module):
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to [batch, classes] logits."""
-        x = self.norm(self.features(images, training)[-1])
-        return self.head(self.dropout(global_pool(x, self.pool), training))
+        return self.head(self.dropout(self.embed(images, training), training))
+
+    def embed(self, images: Array, training: TrainingPass | None = None) -> Array:
+        """[batch, height, width, channels] to the input of the head [batch, features], before dropout."""
+        return global_pool(self.norm(self.features(images, training)[-1]), self.pool)
 
     def features(self, images: Array, training: TrainingPass | None = None) -> list[Array]:
         """[batch, height, width, channels] to the map after each stage."""

@@ -69,6 +69,11 @@ class ModelDef:
         logits = model(images, training, lengths=lengths) if self.takes_lengths else model(images, training)
         return logits, _flat(nnx.state(model, nnx.BatchStat))
 
+    def embed(self, params: Arrays, stats: Arrays, images: Array, lengths: Array | None = None) -> Array:
+        """The input of the head in a prediction, [batch, features]; arguments as `apply` has them."""
+        model: Any = nnx.merge(self.graph, _nested(params), _nested(stats))
+        return model.embed(images, lengths=lengths) if self.takes_lengths else model.embed(images)
+
     def features(self, params: Arrays, stats: Arrays, images: Array) -> list[Array]:
         """The map after each stage of a network that has stages, [batch, height / n, width / n, channels] each.
 

@@ -1,6 +1,7 @@
 """Every model: its exact parameter count, its shapes and types, what it refuses, and the numbers of the small ones."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -176,6 +177,41 @@ def test_an_unknown_name_is_refused_with_the_nearest(name, hint):
     with pytest.raises(UserError) as raised:
         model_entry(name)
     assert str(raised.value).startswith(f"model.name is '{name}'; there is no such model; {hint}")
+
+
+# The input of the head
+
+
+# One of each class of modules.
+EMBEDDED = (
+    *("cnn28", "rnn28", "resnet18_cifar", "convnext_atto", "tf_efficientnet_b0", "mobilenetv3_small_100"),
+    *("gru", "lru", "crnn", "rglru2d_tiny"),
+)
+
+
+def module_of(build):
+    return module_of(build.func) if isinstance(build, partial) else build
+
+
+def test_one_model_of_each_class_is_embedded_here():
+    assert {module_of(MODELS[name].build) for name in EMBEDDED} == {module_of(one.build) for one in MODELS.values()}
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_logits_are_the_dense_head_on_what_the_model_embeds(name):
+    definition = define_model(name, height=32, width=32, channels=1, classes=3)
+    rng = np.random.default_rng(0)
+    params = {path: rng.normal(0, 0.1, leaf.shape).astype(np.float32) for path, leaf in definition.params.items()}
+    stats = {path: rng.uniform(1, 2, leaf.shape).astype(np.float32) for path, leaf in definition.stats.items()}
+    # Sequences that end early, where the model takes them: padding must be as absent in the features as in the logits.
+    lengths = jnp.array([32, 7], jnp.int32) if definition.takes_lengths else None
+    images = images_of(1, size=32, batch=2)
+    logits, features = jax.jit(
+        lambda p, s: (definition.apply(p, s, images, lengths=lengths)[0], definition.embed(p, s, images, lengths))
+    )(params, stats)
+    assert features.shape == (2, params["head/kernel"].shape[0])
+    assert np.ptp(features) > 0
+    np.testing.assert_allclose(features @ params["head/kernel"] + params["head/bias"], logits, rtol=1e-4, atol=1e-5)
 
 
 # Numbers
