@@ -36,7 +36,7 @@ def show(
     recipe = data_recipe(data, overrides or [])
     check_pictures(recipe.data, "show")
     dataset = open_dataset(recipe.data)
-    order = training_order(recipe, len(dataset.train))
+    order = training_order(recipe, len(dataset.train), labels=dataset.train.labels)
     count = min(order.batch_size, images + images % 2)
     # Pairs that are mixed are whole.
     rows = np.arange(count - count % 2 if recipe.augment.mixes else count)

@@ -116,6 +116,10 @@ class DataSection(Section):
       tail: where the training set does not divide into steps, the last records of a pass share a step with the next
         pass (`carry`), are left out (`drop`), or have a step to themselves that is filled up with weight 0 (`pad`).
       repeats: how often a step holds each of its images, each time augmented in another way.
+      sampling: in what shares the classes are drawn: as the set has them (`natural`), all the same (`balanced`), as the
+        square roots of their records (`square_root`), or from the set's in the first epoch to all the same in the last
+        (`progressive`). An epoch is always as many images as the set has: of a class that is drawn more often than it
+        has records each comes several times, of one that is drawn more rarely only some, others in the next epoch.
       buckets: to how many different lengths sequences are padded, chosen so that the fewest steps are padding. A batch
         holds sequences of one of them; each is a program to compile.
       audio: the features that sound becomes, with `audio`.
@@ -151,6 +155,7 @@ class DataSection(Section):
     interpolation: Literal["bilinear", "bicubic", "lanczos"] | None = None
     tail: Literal["carry", "drop", "pad"] = "carry"
     repeats: Annotated[int, Field(ge=1, le=64)] = 1
+    sampling: Literal["natural", "balanced", "square_root", "progressive"] = "natural"
     buckets: Annotated[int, Field(ge=1, le=64)] = 1
     audio: AudioSection = AudioSection()
     test_match: SomePattern = ""
@@ -178,6 +183,14 @@ class DataSection(Section):
                 )
         if self.source != "audio" and (key := self._of_audio()):
             raise broken_rule(key, f"has an effect with data.source=audio only, not with {self.source}")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_drawn_of_all_lengths(self) -> DataSection:
+        if self.sampling != "natural" and self.buckets > 1:
+            raise broken_rule(
+                "data.sampling", f"{self.sampling} draws records of all lengths; leave out data.buckets, or this"
+            )
         return self
 
     @model_validator(mode="after")

@@ -5,13 +5,14 @@ every pass holds each record exactly once, and the whole state of the input is t
 and mesh do not enter.
 
 With length buckets each bucket has such a stream of its own, and which bucket a step belongs to is arithmetic too.
+Where classes are sampled, a place of a pass means a class, and each class goes through its own records.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -24,6 +25,7 @@ ROUNDS = 4
 WHOLE_PASS = 1 << 20
 
 Tail = Literal["carry", "drop", "pad"]
+Sampling = Literal["balanced", "square_root", "progressive"]
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ class Order:
           Record numbers, -1 where a step is filled up, and their epochs, each [batch_size] int64. A record comes with
           each epoch at most once: what is drawn for (record, epoch) is drawn once.
         """
-        records, passes = self._once(step)
+        records, epochs = self._once(step)
         copies = np.repeat(np.arange(self.repeats), self.records_a_step)
-        return np.tile(records, self.repeats), np.tile(passes, self.repeats) * self.repeats + copies
+        return np.tile(records, self.repeats), np.tile(epochs, self.repeats) * self.repeats + copies
 
     def fillers(self, step: int, places: np.ndarray) -> np.ndarray:
         """Records that may stand where a step is filled up: any.
@@ -88,23 +90,116 @@ class Order:
         return places % self.size
 
     def _once(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """The different records of a step and their passes."""
+        """The records of a step, each once, and how often each has come before."""
         within = np.arange(self.records_a_step, dtype=np.int64)
         if self.tail == "carry":
             passes, places = np.divmod(step * self.records_a_step + within, self.size)
         else:
             number, step_of_pass = divmod(step, int(self.pass_steps))
             places, passes = step_of_pass * self.records_a_step + within, np.full_like(within, number)
-        records = np.full_like(places, -1)
+        records, epochs = np.full_like(places, -1), passes.copy()
         for number in range(int(passes[0]), int(passes[-1]) + 1):
             rows = (passes == number) & (places < self.size)
-            records[rows] = self._permuted(places[rows], number)
-        return records, passes
+            records[rows], epochs[rows] = self._of_pass(places[rows], number)
+        return records, epochs
 
-    def _permuted(self, places: np.ndarray, number: int) -> np.ndarray:
+    def _of_pass(self, places: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The records at some places of a pass, and how often each has come before."""
         if self.size <= WHOLE_PASS:
-            return _permuted_pass(self.size, self.seed, number)[places]
-        return permuted(places, size=self.size, seed=self.seed, epoch=number)
+            records = _permuted_pass(self.size, self.seed, number)[places]
+        else:
+            records = permuted(places, size=self.size, seed=self.seed, epoch=number)
+        return records, np.full_like(records, number)
+
+
+@dataclass(frozen=True, eq=False)
+class SampledOrder(Order):
+    """The order of a training that draws its classes in other shares than the set has them.
+
+    A pass has as many places as the set has records. Each class has a quota of them, the whole number beside its share
+    (of equal remainders the larger goes to the class with fewer records); they are mixed as the records of `Order` are.
+    The uses of a class run on through its places: use u is record `permutation_e(u mod n)` of the n that it has, where
+    `e = u div n` is the epoch that is told. So of one class every record comes equally often, and of its augmentations
+    none twice.
+
+    Attributes:
+      labels: [size] int32, of the records.
+      sampling: a class's share is the same for all (`balanced`), as the square root of its records (`square_root`,
+        Mahajan et al. 2018), or its share of the records in the first pass, from which it moves to the same for all in
+        the last, in equal parts (`progressive`, Kang et al. 2020).
+      passes: of the run; only `progressive` asks. Those after it are as the last.
+    """
+
+    labels: np.ndarray = field(kw_only=True, repr=False)
+    sampling: Sampling = field(kw_only=True)
+    passes: int = field(kw_only=True, default=1)
+
+    @cached_property
+    def quotas(self) -> np.ndarray:
+        """[passes or 1, classes] places of each class in a pass; all later passes are as the last."""
+        even = (self._counts > 0) / np.count_nonzero(self._counts)
+        if self.sampling == "balanced":
+            return quotas(even, self._counts)[None]
+        if self.sampling == "square_root":
+            return quotas(np.sqrt(self._counts), self._counts)[None]
+        moved = np.linspace(0, 1, self.passes)
+        return np.stack([quotas((1 - t) * self._counts / self.size + t * even, self._counts) for t in moved])
+
+    def _of_pass(self, places: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+        mixed, _ = super()._of_pass(places, number)
+        row = min(number, len(self.quotas) - 1)
+        ends = self._ends[row]
+        labels = np.searchsorted(ends, mixed, side="right")
+        uses = mixed - ends[labels] + self.quotas[row, labels] + self._used(number)[labels]
+        epochs, within = np.divmod(uses, self._counts[labels])
+        records = np.empty_like(mixed)
+        for rows in _alike(labels, epochs):
+            label = int(labels[rows[0]])
+            first = self._first[label]
+            of_class = self._by_class[first : first + self._counts[label]]
+            records[rows] = of_class[self._permutation(label, int(epochs[rows[0]]))[within[rows]]]
+        return records, epochs
+
+    def _used(self, number: int) -> np.ndarray:
+        """[classes] places that each had before a pass."""
+        row = min(number, len(self.quotas) - 1)
+        return self._used_before[row] + (number - row) * self.quotas[row]
+
+    def _permutation(self, label: int, epoch: int) -> np.ndarray:
+        """Of the records of a class. The last two of each class are kept: steps that are read at once ask for both."""
+        kept = self._kept.get((label, epoch % 2))
+        if kept is None or kept[0] != epoch:
+            # By sorting: for a few records faster than the walk of `permuted`, which is made for a few places of many.
+            keys = np.random.SeedSequence(self.seed, spawn_key=(label, epoch))
+            drawn = keys.generate_state(int(self._counts[label]), np.uint64)
+            kept = self._kept[label, epoch % 2] = epoch, np.argsort(drawn, kind="stable")
+        return kept[1]
+
+    @cached_property
+    def _kept(self) -> dict[tuple[int, int], tuple[int, np.ndarray]]:
+        return {}
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        return np.bincount(self.labels)
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        return np.cumsum(self._counts) - self._counts
+
+    @cached_property
+    def _by_class(self) -> np.ndarray:
+        """The records, class by class."""
+        return np.argsort(self.labels, kind="stable")
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """As `quotas`: the first place after each class's."""
+        return np.cumsum(self.quotas, 1)
+
+    @cached_property
+    def _used_before(self) -> np.ndarray:
+        return np.cumsum(self.quotas, 0) - self.quotas
 
 
 @dataclass(frozen=True)
@@ -215,6 +310,28 @@ class BucketedOrder:
     def _weights(self) -> tuple[int, ...]:
         """Whole numbers in proportion to the buckets' steps in a pass."""
         return tuple(order.size if self.tail == "carry" else int(order.pass_steps) for order in self.orders)
+
+
+def quotas(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """[classes] whole numbers in proportion to the weights, by the method of the largest remainder.
+
+    Args:
+      weights: [classes], 0 or more; of some more.
+      counts: [classes] records; the quotas add up to all of them. Of equal remainders the class with fewer comes first.
+    """
+    exact = weights * (counts.sum() / weights.sum())
+    # 2 may come out of a division as 1.9999999999999998.
+    found = np.floor(exact + 1e-9).astype(np.int64)
+    left = int(counts.sum() - found.sum())
+    found[np.lexsort((counts, np.round(found - exact, 9)))[:left]] += 1
+    return found
+
+
+def _alike(labels: np.ndarray, epochs: np.ndarray) -> list[np.ndarray]:
+    """The places of equal pairs."""
+    order = np.lexsort((epochs, labels))
+    differs = (np.diff(labels[order]) != 0) | (np.diff(epochs[order]) != 0)
+    return np.split(order, np.flatnonzero(differs) + 1) if len(order) else []
 
 
 def evaluation_records(batch: int, *, batch_size: int, size: int) -> np.ndarray:

@@ -46,7 +46,7 @@ def prepare(recipe: Recipe, preprocessing: Preprocessing | None = None) -> Setup
         dataset.preprocessing,
         classes=len(dataset.class_names),
         records=len(dataset.train),
-        class_counts=np.bincount(dataset.train.labels, minlength=len(dataset.class_names)),
+        labels=dataset.train.labels,
         # One bucket is nothing but the longest length.
         buckets=dataset.train_buckets if len(dataset.padded) > 1 else (),
     )

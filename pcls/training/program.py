@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from pcls.config.schema import MeshSection, Recipe
 from pcls.data.augment import PAIR
 from pcls.data.buckets import Bucket
-from pcls.data.order import BucketedOrder, Order
+from pcls.data.order import BucketedOrder, Order, SampledOrder
 from pcls.data.pipeline import Batch, Places, Update, sized
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
@@ -260,7 +260,7 @@ def make_program(
     *,
     classes: int,
     records: int,
-    class_counts: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
     buckets: Sequence[Bucket] = (),
     devices: Sequence[jax.Device] | None = None,
 ) -> Program:
@@ -270,7 +270,7 @@ def make_program(
       recipe: validated by itself.
       preprocessing: sizes and statistics of the images.
       classes, records: of the training set.
-      class_counts: [classes] its records; None: nobody has counted, they are taken for balanced.
+      labels: [records] of it; None: nobody has read them, the classes are taken for balanced.
       buckets: its sequences by padded length; empty: pictures, or sequences that are all padded to the longest.
       devices: to compile for; None: all of all processes.
 
@@ -292,7 +292,7 @@ def make_program(
         precision=recipe.train.precision,
         **recipe.model.options,
     )
-    order = training_order(recipe, records, buckets)
+    order = training_order(recipe, records, buckets, labels)
     check_progressive(recipe.data, recipe.model.name, order.epoch_steps)
     training = normalisation(recipe, shard_count(mesh), normalises=bool(model.stats))
     check_augmentation(recipe, shard_count(mesh), preprocessing.channels)
@@ -317,7 +317,7 @@ def make_program(
         loss_of=training_loss(
             recipe.train,
             recipe.imbalance,
-            np.ones(classes) if class_counts is None else class_counts,
+            np.ones(classes) if labels is None else np.bincount(labels, minlength=classes),
             recipe.imbalance.class_weights_from.steps(order.epoch_steps),
         ),
         order=order,
@@ -403,16 +403,20 @@ def normalisation(recipe: Recipe, shards: int, *, normalises: bool) -> TrainingP
     return TrainingPass(group_size=group_size, group_a_device=group_size in (None, rows))
 
 
-def training_order(recipe: Recipe, records: int, buckets: Sequence[Bucket] = ()) -> Order | BucketedOrder:
+def training_order(
+    recipe: Recipe, records: int, buckets: Sequence[Bucket] = (), labels: np.ndarray | None = None
+) -> Order | BucketedOrder:
     """The order in which a recipe trains on so many records.
 
     Args:
       recipe: resolved.
       records: of the training set.
       buckets: its sequences by padded length; empty: all records are alike.
+      labels: [records] of it; None: unknown, the order is one that takes as many steps.
 
     Raises:
-      UserError: a step would take more than there are, and the tail is dropped.
+      UserError: a step would take more than there are, and the tail is dropped; or the run is too short for its
+        sampling to move.
     """
     data, batch_size = recipe.data, recipe.train.batch_size
     if buckets:
@@ -423,7 +427,15 @@ def training_order(recipe: Recipe, records: int, buckets: Sequence[Bucket] = ())
             f"data.tail=drop leaves no step: one takes {order.records_a_step:,} records and there are {records:,}; "
             "lower train.batch_size, or write data.tail=carry"
         )
-    return order
+    passes = math.ceil(recipe.train.duration.steps(order.epoch_steps) / order.pass_steps)
+    if data.sampling == "progressive" and passes < 2:
+        raise UserError(
+            "data.sampling=progressive moves from epoch to epoch, and the run is over before the second; "
+            "write a longer train.duration, or data.sampling=balanced"
+        )
+    if data.sampling == "natural" or labels is None:
+        return order
+    return SampledOrder(**vars(order), labels=labels, sampling=data.sampling, passes=passes)
 
 
 def _bucketed_order(recipe: Recipe, buckets: Sequence[Bucket]) -> BucketedOrder:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcls.data.buckets import buckets_of
-from pcls.data.order import BucketedOrder, Order, evaluation_records, permuted
+from pcls.data.order import BucketedOrder, Order, SampledOrder, evaluation_records, permuted
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -258,3 +258,127 @@ def test_a_late_step_costs_what_the_first_costs():
 
     cost(0)
     assert min(cost(10**12) for _ in range(5)) < 3 * min(cost(0) for _ in range(5))
+
+
+# Sampling of classes
+
+LABELS = np.random.default_rng(2).permutation(np.repeat(np.arange(4), [100, 25, 4, 1])).astype(np.int32)
+COUNTS = np.bincount(LABELS)
+
+
+def sampled(sampling, batch_size=13, labels=LABELS, **options) -> SampledOrder:
+    return SampledOrder(len(labels), batch_size, seed=5, labels=labels, sampling=sampling, **options)
+
+
+def pass_of(order: SampledOrder, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The records of a pass and their epochs; the order's steps are whole passes."""
+    assert order.records_a_step == order.size
+    return order.records_of_step(number)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "quotas"),
+    [
+        ("balanced", [[32, 32, 33, 33]]),
+        # 130 * (10, 5, 2, 1) / 18 = 72.2, 36.1, 14.4, 7.2
+        ("square_root", [[72, 36, 15, 7]]),
+        ("progressive", [[100, 25, 4, 1], [66, 29, 18, 17], [32, 32, 33, 33]]),
+    ],
+)
+def test_each_pass_holds_the_quota_of_every_class(sampling, quotas):
+    order = sampled(sampling, len(LABELS), passes=3)
+    for number in range(5):
+        records, _ = pass_of(order, number)
+        expected = quotas[min(number, len(quotas) - 1)]
+        assert np.bincount(LABELS[records]).tolist() == expected
+
+
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=1, max_size=9).filter(any),
+    sampling=st.sampled_from(["balanced", "square_root", "progressive"]),
+    passes=st.integers(2, 5),
+)
+def test_quotas_fill_the_pass_beside_their_shares_and_leave_no_class_out(counts, sampling, passes):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    order, present = sampled(sampling, labels=labels, passes=passes), np.bincount(labels) > 0
+    found = order.quotas
+    assert (found.sum(1) == len(labels)).all()
+    assert (found[:, present] >= 1).all()
+    assert not found[:, ~present].any()
+    if sampling == "balanced":
+        assert np.ptp(found[0, present]) <= 1
+    if sampling == "progressive":
+        assert found[0].tolist() == np.bincount(labels).tolist()
+        assert found[-1].tolist() == sampled("balanced", labels=labels).quotas[0].tolist()
+
+
+@pytest.mark.parametrize("sampling", ["balanced", "square_root", "progressive"])
+@pytest.mark.parametrize("tail", ["carry", "drop", "pad"])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_no_record_of_a_class_comes_more_often_than_another_nor_twice_with_one_epoch(sampling, tail, repeats):
+    order = sampled(sampling, 12, tail=tail, repeats=repeats, passes=4)
+    records, epochs = columns(order, range(round(12 * order.pass_steps)))
+    records, epochs = records[records >= 0], epochs[records >= 0]
+    assert len({*zip(records.tolist(), epochs.tolist(), strict=True)}) == len(records)
+    assert len(records) == 12 * repeats * (130 - order.dropped)
+    # A dropped tail leaves other uses of a class out in each pass.
+    if tail != "drop":
+        often = np.bincount(records, minlength=130) / repeats
+        assert max(np.ptp(often[label == LABELS]) for label in range(4)) <= 1
+        assert np.bincount(LABELS[records]).tolist() == (repeats * order._used(12)).tolist()
+
+
+@pytest.mark.parametrize("tail", ["carry", "drop", "pad"])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_sampled_order_starts_anywhere(tail, repeats):
+    records, epochs = columns(sampled("progressive", 8, tail=tail, repeats=repeats, passes=3), range(90))
+    # Another one, which has seen no step before.
+    later, later_epochs = columns(sampled("progressive", 8, tail=tail, repeats=repeats, passes=3), range(61, 90))
+    assert np.array_equal(records[61 * 8 :], later)
+    assert np.array_equal(epochs[61 * 8 :], later_epochs)
+
+
+def test_a_sampled_order_is_the_same_on_every_machine_and_version():
+    records, epochs = sampled("square_root", 6, labels=np.arange(130) ** 2 % 7).records_of_step(1000)
+    assert (records.tolist(), epochs.tolist()) == ([114, 42, 108, 29, 56, 7], [43, 61, 43, 44, 60, 61])
+
+
+def test_seeds_mix_places_and_classes_apart():
+    def first(seed):
+        order = SampledOrder(130, 130, seed, labels=LABELS, sampling="balanced")
+        return order.records_of_step(0)[0]
+
+    assert not np.array_equal(LABELS[first(1)], LABELS[first(2)])
+    of_common = [records[LABELS[records] == 0] for records in (first(1), first(2))]
+    assert set(of_common[0]) != set(of_common[1])
+
+
+def test_passes_of_a_class_are_permuted_anew_and_no_record_is_preferred():
+    labels = np.repeat([0, 1], [3, 3000]).astype(np.int32)
+    order = SampledOrder(3003, 3003, 0, labels=labels, sampling="balanced")
+    records, epochs = columns(order, range(4))
+    firsts = []
+    for epoch in range(1500):
+        rare = records[(labels[records] == 0) & (epochs == epoch)]
+        assert sorted(rare.tolist()) == [0, 1, 2]
+        firsts.append(order._permutation(0, epoch)[0])
+    counts = np.bincount(firsts, minlength=3)
+    assert ((counts - 500) ** 2 / 500).sum() < 14  # one in a thousand, 2 degrees of freedom
+
+
+def test_one_class_is_a_set_that_is_gone_through():
+    order = sampled("balanced", 7, labels=np.zeros(7, np.int32))
+    for step in range(3):
+        records, epochs = order.records_of_step(step)
+        assert sorted(records.tolist()) == list(range(7))
+        assert set(epochs.tolist()) == {step}
+
+
+def test_a_late_step_of_many_classes_is_soon_found():
+    labels = np.random.default_rng(0).zipf(1.5, 10**5) % 1000
+    order = sampled("balanced", 256, labels=labels.astype(np.int32))
+    order.records_of_step(0)
+    start = time.perf_counter()
+    records, _ = order.records_of_step(10**7)
+    assert time.perf_counter() - start < 1
+    assert len(set(labels[records])) > 150
