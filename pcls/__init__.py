@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pcls.evaluation.metrics import Evaluation
     from pcls.planning.plan import RecipePlan
     from pcls.run.session import Run
+    from pcls.run.train import Start
+    from pcls.training.rate_finder import RateCurve
     from pcls.transfer.advise import Advice
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "advise",
     "demo",
     "evaluate",
+    "find_rate",
     "finetune",
     "load",
     "plan",
@@ -65,10 +68,8 @@ def train(recipe: str | Path | Recipe, overrides: Overrides = (), *, profile: ra
     resolved = _recipe(recipe, overrides)
 
     from pcls.run.train import train_recipe
-    from pcls.transfer.start import start_from
 
-    start = start_from(resolved.model.init, resolved.model) if resolved.model.init else None
-    return train_recipe(resolved, start, profile=profile)
+    return train_recipe(resolved, _start(resolved), profile=profile)
 
 
 def resume(run: str | Path | Run, overrides: Overrides = (), *, profile: range | None = None) -> Run:
@@ -114,6 +115,31 @@ def advise(data: str | Path, *, device: str = "", budget: float = 3600.0) -> Adv
     from pcls.transfer.advise import facts_of
 
     return advise_facts(facts_of(str(data)), limits_of(device), budget)
+
+
+def find_rate(
+    recipe: str | Path | Recipe,
+    overrides: Overrides = (),
+    *,
+    steps: int = 100,
+    lowest: float = 1e-7,
+    highest: float = 10.0,
+) -> RateCurve:
+    """Raises the learning rate from batch to batch and reads good ones off the loss; nothing is written.
+
+    Args:
+      recipe, overrides: as in `train`.
+      steps: rates that are tried.
+      lowest, highest: of them.
+
+    Returns:
+      The curve, with the suggestions `valley` and `steepest` for `optimizer.lr`.
+    """
+    resolved = _recipe(recipe, overrides)
+
+    from pcls.run.rate_finder import find_rate as find
+
+    return find(resolved, _start(resolved), steps=steps, lowest=lowest, highest=highest)
 
 
 def evaluate(run: str | Path | Run) -> Evaluation:
@@ -186,6 +212,13 @@ def _recipe(recipe: str | Path | Recipe, overrides: Overrides) -> Recipe:
     from pcls.config import load_recipe, with_overrides
 
     return load_recipe(recipe, overrides) if isinstance(recipe, str | Path) else with_overrides(recipe, overrides)
+
+
+def _start(recipe: Recipe) -> Start | None:
+    """The pretrained weights that a recipe names."""
+    from pcls.transfer.start import start_from
+
+    return start_from(recipe.model.init, recipe.model) if recipe.model.init else None
 
 
 def _path(run: Any) -> Path:

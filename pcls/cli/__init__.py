@@ -16,6 +16,7 @@ from pcls.cli.data import app as data_app
 from pcls.cli.demo import demo
 from pcls.cli.evaluate import evaluate
 from pcls.cli.finetune import finetune
+from pcls.cli.lr import lr
 from pcls.cli.models import app as models_app
 from pcls.cli.plan import plan
 from pcls.cli.predict import predict
@@ -35,6 +36,7 @@ app.command("train")(train)
 app.command("resume")(resume)
 app.command("finetune")(finetune)
 app.command("advise")(advise)
+app.command("lr")(lr)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("report")(report)

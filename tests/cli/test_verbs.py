@@ -27,6 +27,7 @@ VERBS = [
     ["config", "diff"],
     ["models", "list"],
     ["advise"],
+    ["lr"],
     ["models", "info"],
     ["models", "search"],
     ["models", "import"],
