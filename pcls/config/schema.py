@@ -294,7 +294,7 @@ class ModelSection(Section):
       pool: over all positions, before the head: their mean (`avg`), their maximum (`max`), half of the sum of both
         (`avgmax`), or both side by side (`catavgmax`); null: as is customary for the model.
       widths: channels of the two convolutions of `cnn28`, and units of its hidden layer, as in `[32, 64, 64]`; two
-        numbers: no hidden layer; empty: those.
+        numbers: no hidden layer; of the three groups of `speednet`, as in `[64, 256, 256]`; empty: those.
       read: what is a step where an image is read as a sequence: one of its `rows` or `columns`, of the `pixels` row by
         row, of the `patches` row by row, or of the pixels along a `hilbert` curve; null: as is customary for the model.
         Sequences are read by rows, which are their steps.

@@ -6,9 +6,10 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from pcls.errors import UserError
@@ -33,9 +34,24 @@ from pcls.models.resnet import DEEP_RESNETS, RESNETS, resnet18_cifar, resnext50_
 from pcls.models.rglru2d import rglru2d_s, rglru2d_tiny
 from pcls.models.sequence import LinearSequenceClassifier, SequenceClassifier
 from pcls.models.sequencer import sequencer2d_l, sequencer2d_m, sequencer2d_s
+from pcls.models.speednet import WIDTHS, SpeedNet, whitening_stem
 from pcls.nn.module import ModelDef
 from pcls.nn.recurrent.linear import Form
 from pcls.nn.recurrent.linear_layers import LRU, RGLRU, MinGRU, MinLSTM
+
+
+class Widths(NamedTuple):
+    """What the option `widths` of a model means.
+
+    Attributes:
+      of: the layers, in words.
+      counts: how many may be written.
+      usual: the customary ones.
+    """
+
+    of: str
+    counts: tuple[int, ...]
+    usual: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,9 @@ class Entry:
       stages: that `remat` speaks of.
       reads, forms: what `read` and `form` may be.
       lengths: it takes sequences of several lengths, as images whose rows are steps.
+      widths: what `widths` speaks of, how many there may be, and the customary ones.
+      from_images: parameters that are computed from the training images before the first step: takes some thousand
+        normalised images [n, height, width, channels] float32 and gives path to array; None: there are none.
     """
 
     description: str
@@ -67,6 +86,8 @@ class Entry:
     reads: tuple[str, ...] = ()
     forms: tuple[str, ...] = ()
     lengths: bool = False
+    widths: Widths | None = None
+    from_images: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
 
 
 _classic = partial(Entry, image_size=28, channels=1, classes=10, fixed_size=True)
@@ -88,7 +109,11 @@ def _family(description: str, builds: Mapping[str, Callable[..., nnx.Module]], *
 
 MODELS: dict[str, Entry] = {
     "cnn28": _classic(
-        "two convolutions and two dense layers", Cnn28, min_size=10, options=frozenset(("dropout", "widths"))
+        "two convolutions and two dense layers",
+        Cnn28,
+        min_size=10,
+        options=frozenset(("dropout", "widths")),
+        widths=Widths("two convolutions and one hidden layer or none", (2, 3), (32, 64, 64)),
     ),
     "rnn28": _classic("simple recurrent network (tanh) over the rows of the image", rnn28, min_size=2),
     "irnn28": _classic("the same with ReLU and an identity start (Le et al. 2015)", irnn28, min_size=2),
@@ -98,6 +123,17 @@ MODELS: dict[str, Entry] = {
     "wide_resnet50_2": _cnn("residual network, twice the inner width (Zagoruyko & Komodakis 2016)", wide_resnet50_2),
     "resnet18_cifar": _staged(
         "residual network with a stem for small images", resnet18_cifar, image_size=32, min_size=8, classes=10
+    ),
+    "speednet": Entry(
+        "small images in seconds on a GPU: whitened patches, identity starts (Jordan 2024)",
+        SpeedNet,
+        image_size=32,
+        min_size=9,
+        channels=3,
+        classes=10,
+        options=frozenset(("widths",)),
+        widths=Widths("three groups of convolutions", (3,), WIDTHS),
+        from_images=whitening_stem,
     ),
     **_family("ConvNeXt: depthwise 7 x 7, layer normalisation (Liu et al. 2022)", CONVNEXTS),
     "efficientnet_b0": _cnn(
@@ -253,10 +289,11 @@ def _check_options(name: str, entry: Entry, options: dict[str, Any]) -> None:
     if remat and len(remat) != entry.stages:
         raise UserError(f"model.remat has {len(remat)} entries; {name} has {entry.stages} stages: write one for each")
     widths = options.get("widths")
-    if widths and (len(widths) not in (2, 3) or min(widths) < 1):
+    if entry.widths and widths and (len(widths) not in entry.widths.counts or min(widths) < 1):
+        counts = " or ".join(map(str, entry.widths.counts))
         raise UserError(
-            f"model.widths is {list(widths)}; {name} has two convolutions and one hidden layer or none: "
-            "write two or three numbers >= 1, as in [32, 64, 64]"
+            f"model.widths is {list(widths)}; {name} has {entry.widths.of}: "
+            f"write {counts} numbers >= 1, as in {list(entry.widths.usual)}"
         )
     for key, verb, allowed in (("read", "reads", entry.reads), ("form", "runs", entry.forms)):
         if key in options and options[key] not in allowed:

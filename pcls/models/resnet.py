@@ -231,6 +231,7 @@ class ResNet(nnx.Module):
         """Normalisation, ReLU and pooling."""
         if self.small_images:
             return nnx.relu(self.bn1(x, training))
+        assert self.bn1.scale is not None
         # Normalisation and ReLU rise with their input where the scale is positive, so they can follow the maximum, on
         # a quarter of the positions; channels with a negative scale are turned for it.
         sign = jnp.where(self.bn1.scale[...] < 0, -1, 1).astype(x.dtype)

@@ -29,6 +29,7 @@ class BatchNorm(nnx.Module):
       features: channels.
       eps: added to the variance.
       scale_init: of the scale; 0 makes a residual block start as the identity.
+      scaled: whether there is a scale.
 
     Source: Ioffe & Szegedy 2015; groups ("ghost batches"): Hoffer et al. 2017.
     """
@@ -39,9 +40,10 @@ class BatchNorm(nnx.Module):
         *,
         eps: float = 1e-5,
         scale_init: nnx.Initializer = nnx.initializers.ones_init(),
+        scaled: bool = True,
         rngs: nnx.Rngs,
     ):
-        self.scale = nnx.Param(scale_init(rngs.params(), (features,), jnp.float32))
+        self.scale = nnx.Param(scale_init(rngs.params(), (features,), jnp.float32)) if scaled else None
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros((features,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((features,), jnp.float32))
@@ -73,7 +75,9 @@ class BatchNorm(nnx.Module):
         else:
             mean, var, counts = masked_moments(x, self.mean[...], _group_count(x, training), mask)
             self._keep(mean, var, counts)
-        gain = self.scale[...] * lax.rsqrt(var + self.eps)
+        gain = lax.rsqrt(var + self.eps)
+        if self.scale is not None:
+            gain = self.scale[...] * gain
         return gain, self.bias[...] - mean * gain
 
     def of_pointwise(self, x: Array, kernel: Array, training: TrainingPass) -> Array:
@@ -87,6 +91,7 @@ class BatchNorm(nnx.Module):
         Returns:
           [batch, height, width, features] in x's type.
         """
+        assert self.scale is not None
         groups = _group_count(x, training)
         y, mean, var = pointwise_batch_norm(x, kernel, self.scale[...], self.bias[...], groups, self.eps)
         self._keep(mean, var, x.size // x.shape[-1] // groups)

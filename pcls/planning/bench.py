@@ -154,7 +154,7 @@ def synthetic_program(name: str, precision: str, batch_size: int) -> Program:
 def synthetic_batch(program: Program) -> Batch:
     """Noise, on the devices."""
     rng, shapes = np.random.default_rng(0), program.batch_shapes
-    classes = program.state_shapes.params["head/bias"].shape[0]
+    classes = program.state_shapes.params["head/kernel"].shape[-1]
     size = program.plan.batch_size
     host = Batch(
         image=rng.integers(0, 256, shapes.image.shape, np.uint8),

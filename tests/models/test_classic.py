@@ -44,11 +44,11 @@ def test_other_numbers_of_widths_are_refused(widths):
         cnn(widths=widths)
     assert str(raised.value) == (
         f"model.widths is {list(widths)}; cnn28 has two convolutions and one hidden layer or none: "
-        "write two or three numbers >= 1, as in [32, 64, 64]"
+        "write 2 or 3 numbers >= 1, as in [32, 64, 64]"
     )
 
 
 def test_widths_of_another_model_are_refused():
     with pytest.raises(UserError) as raised:
         define_model("resnet18", height=32, width=32, channels=3, classes=5, widths=(4, 6))
-    assert str(raised.value) == "model.widths has no effect with resnet18; models that have it: cnn28"
+    assert str(raised.value) == "model.widths has no effect with resnet18; models that have it: cnn28, speednet"
