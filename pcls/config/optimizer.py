@@ -15,11 +15,24 @@ class ScaleRule(Section):
 
     Attributes:
       match: a regular expression searched for in paths such as `stages/0/1/conv1/kernel`.
-      scale: the factor on their rate (0 keeps them as they are) or on their weight decay.
+      scale: the factor on their rate or on their weight decay.
     """
 
     match: Pattern
     scale: Annotated[Number, Field(ge=0)]
+
+
+class FreezeRule(Section):
+    """One rule of `optimizer.freeze`: how long what matches stays as it is.
+
+    Attributes:
+      match: a regular expression searched for in paths of parameters and running statistics, such as
+        `stages/0/1/conv1/kernel` and `stages/0/1/bn1/mean`.
+      until: where it starts to learn, counted from the start of the run; 0: at once; null: never.
+    """
+
+    match: Pattern
+    until: Length | None = None
 
 
 ScaleRules = Annotated[tuple[ScaleRule, ...], BeforeValidator(list_as_tuple)]
@@ -85,6 +98,9 @@ class OptimizerSection(Section):
       adaptive_clip: largest norm of a unit's gradient as a share of the unit's norm, ahead of `clip_norm`; the head
         is left alone; 0: not clipped.
       lr_scale: ordered rules, the first match gives the factor on the rate, no match means 1.
+      freeze: ordered rules, the first match says until when a parameter or a running statistic is left as it is; no
+        match: it learns from the start. For what is frozen no gradient is computed and no optimizer state kept; a
+        BatchNorm whose statistics are frozen normalises by them, as in prediction.
     """
 
     name: Literal["sgd", "adam", "adamw", "lamb", "lars", "lion", "adafactor", "rmsprop", "muon"] = "adam"
@@ -113,6 +129,7 @@ class OptimizerSection(Section):
     clip_norm: Annotated[Number, Field(ge=0)] = 0.0
     adaptive_clip: Annotated[Number, Field(ge=0)] = 0.0
     lr_scale: ScaleRules = ()
+    freeze: Annotated[tuple[FreezeRule, ...], BeforeValidator(list_as_tuple)] = ()
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -144,6 +161,8 @@ class OptimizerSection(Section):
             raise broken_rule("optimizer.weight_decay", "has no effect with adam; write optimizer.name=adamw")
         if self.decay_scale and not self.weight_decay:
             raise broken_rule("optimizer.decay_scale", "has no effect without optimizer.weight_decay")
+        if any(rule.scale == 0 for rule in self.lr_scale):
+            raise broken_rule("optimizer.lr_scale", "has a scale of 0 (number); write what shall not learn into freeze")
         if self.nesterov and self.arguments["momentum"] == 0:
             raise broken_rule("optimizer.nesterov", "has no effect with optimizer.momentum=0")
         if self.warmup_start is not None and self.warmup.value == 0:

@@ -136,7 +136,9 @@ class Bottleneck(nnx.Module):
         return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x, training)))
 
     def _expanded(self, y: Array, training: TrainingPass | None) -> Array:
-        if training is not None and training.group_a_device and target_platform() == "tpu":
+        if training is None or self.bn3.frozen:
+            return self.bn3(self.conv3(y))
+        if training.group_a_device and target_platform() == "tpu":
             return self.bn3.of_pointwise(y, self.conv3.kernel[...][0, 0], training)
         return self.bn3(self.conv3(y), training)
 

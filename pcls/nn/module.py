@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 from jax import Array
 
+from pcls.nn.norm import BatchNorm
 from pcls.nn.training import TrainingPass
 
 # `layer1/0/conv1/kernel` -> array. Flat, so that a rule over parameter paths is a dict comprehension, and a weight
@@ -56,6 +57,7 @@ class ModelDef:
         images: Array,
         training: TrainingPass | None = None,
         lengths: Array | None = None,
+        frozen: Set[str] = frozenset(),
     ) -> tuple[Array, Arrays]:
         """Logits [batch, classes], and the statistics: of this batch alone when training, else the given ones.
 
@@ -64,8 +66,11 @@ class ModelDef:
           images: [batch, height, width, channels].
           training: None: prediction.
           lengths: [batch] int32, rows of each image that count; a model that takes none sees all rows. None: all count.
+          frozen: paths of statistics that training does not take anew, but normalises by.
         """
         model = nnx.merge(self.graph, _nested(params), _nested(stats))
+        if frozen:
+            _freeze(model, frozen)
         logits = model(images, training, lengths=lengths) if self.takes_lengths else model(images, training)
         return logits, _flat(nnx.state(model, nnx.BatchStat))
 
@@ -87,6 +92,12 @@ class ModelDef:
     def parameter_count(self) -> int:
         """Trained numbers."""
         return sum(leaf.size for leaf in self.params.values())
+
+
+def _freeze(model: nnx.Module, frozen: Set[str]) -> None:
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, BatchNorm):
+            module.frozen = "/".join(map(str, (*path, "mean"))) in frozen
 
 
 def _split(module: nnx.Module) -> tuple[Any, Arrays, Arrays]:

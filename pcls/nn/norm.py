@@ -20,7 +20,7 @@ class BatchNorm(nnx.Module):
 
     Over which examples the training pass says: the whole batch, whatever the number of devices, or groups of
     consecutive examples, which need no communication where a device holds whole groups. Statistics are float32 whatever
-    the compute type.
+    the compute type. A frozen layer normalises by its running statistics in training too.
 
     A training pass leaves the batch's own mean and unbiased variance (the mean of those of the groups) in `mean` and
     `var`; the training step moves the running ones towards them, once a step whatever the micro-batches.
@@ -48,6 +48,7 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros((features,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((features,), jnp.float32))
         self.eps = eps
+        self.frozen = False
 
     def __call__(self, x: Array, training: TrainingPass | None = None, mask: Array | None = None) -> Array:
         """Normalises.
@@ -67,7 +68,7 @@ class BatchNorm(nnx.Module):
         self, x: Array, training: TrainingPass | None = None, mask: Array | None = None
     ) -> tuple[Array, Array]:
         """Gain and shift that normalise x, [batch, ..., features]: two of [groups, features]."""
-        if training is None:
+        if training is None or self.frozen:
             mean, var = self.mean[...][None], self.var[...][None]
         elif mask is None:
             mean, var = batch_moments(x, self.mean[...], _group_count(x, training))
@@ -86,7 +87,8 @@ class BatchNorm(nnx.Module):
         Args:
           x: [batch, height, width, inputs].
           kernel: [inputs, features], float32.
-          training: a pass in which each device holds a whole group; with more of them it is slower than two layers.
+          training: a pass in which each device holds a whole group; with more of them it is slower than two layers. Not
+            for a frozen layer.
 
         Returns:
           [batch, height, width, features] in x's type.

@@ -37,8 +37,9 @@ from pcls.run.signals import stop_requests
 from pcls.training.loop import Meter, Step, train_loop
 from pcls.training.program import Program
 from pcls.training.recalibration import mean_statistics
-from pcls.training.sizes import SizedStep
+from pcls.training.sizes import Kind, StepByKind
 from pcls.training.state import TrainState
+from pcls.training.step import Metrics
 from pcls.training.tables import state_text, write_parameter_table
 
 # Where the weights came from that the run was started with.
@@ -210,17 +211,23 @@ class Session:
     def _steps(self, first: int) -> tuple[Step, Step]:
         """The compiled steps, for one batch and for several."""
         setup = self._setup
-        if len(setup.sizes.programs_from(0)) > 1:
-            return self._sized_step(first), setup.train_steps()
+        several = len(setup.kinds_from(0)) > 1
         if not setup.recipe.data.on_device:
-            return setup.train_step(), setup.train_steps()
+            one = self._step_by_kind(setup.train_step_of, first) if several else setup.train_step()
+            return one, setup.train_steps()
         images = images_on_devices(setup)
-        one, many = setup.resident_step(), setup.resident_steps()
-        return lambda state, places: one(state, places, images), lambda state, places: many(state, places, images)
 
-    def _sized_step(self, first: int) -> SizedStep:
-        setup = self._setup
-        step = SizedStep(setup.train_step_of, setup.sizes.programs_from(first), setup.plan.batch_size)
+        def with_images(step: Callable[..., tuple[TrainState, Metrics]]) -> Step:
+            return lambda state, places: step(state, places, images)
+
+        if several:
+            one = self._step_by_kind(lambda kind: with_images(setup.resident_step_of(kind)), first)
+        else:
+            one = with_images(setup.resident_step())
+        return one, with_images(setup.resident_steps())
+
+    def _step_by_kind(self, compiled: Callable[[Kind], Step], first: int) -> StepByKind:
+        step = StepByKind(compiled, self._setup.kinds_from(first), self._setup.kind_at, first)
         self._at_end.callback(step.close)
         return step
 
@@ -302,8 +309,10 @@ class Session:
 def image_share_of_peak(program: Program) -> float | None:
     """The share of a second of all chips' peak that one image's training takes, by the model's own FLOPs.
 
-    None where the devices' peak is not documented.
+    None where the devices' peak is not documented, or some of the model is frozen: how much is computed then?
     """
+    if any(program.freezing.starts.values()):
+        return None
     devices = program.mesh.devices
     flops = float(TRAINING_FLOPS_PER_FORWARD * program.forward_flops)
     return share_of_peak(flops, chip_of(devices.flat[0].device_kind), devices.size, program.recipe.train.precision)

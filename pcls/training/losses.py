@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from pcls.config.schema import ImbalanceSection, TrainSection
+from pcls.errors import UserError
 
 # [batch, classes] logits, [batch] int32 labels and, if wanted, a share of smoothing to [batch] float32.
 Loss = Callable[..., Array]
@@ -50,10 +52,16 @@ TrainingLoss = Callable[[Array, Array, Array], Array]
 
 # Of the effective number of a class's records. Source: Cui et al. 2019.
 EFFECTIVE_BETA = 0.9999
+# Names of classes that an error lists.
+SHOWN = 8
 
 
 def training_loss(
-    train: TrainSection, imbalance: ImbalanceSection, class_counts: np.ndarray, weighted_from: int = 0
+    train: TrainSection,
+    imbalance: ImbalanceSection,
+    class_counts: np.ndarray,
+    weighted_from: int = 0,
+    class_names: Sequence[str] | None = None,
 ) -> TrainingLoss:
     """The loss that a recipe trains with, and what it does about unbalanced classes.
 
@@ -61,11 +69,16 @@ def training_loss(
       train, imbalance: of the recipe.
       class_counts: [classes] training records.
       weighted_from: the step from which class weights hold.
+      class_names: in label order; None: unknown, given weights are all 1.
+
+    Raises:
+      UserError: a weight is given for a class that is not there.
     """
     plain, counts = LOSSES[train.loss], np.maximum(class_counts, 1)
     added = imbalance.logit_adjustment * np.log(counts / counts.sum())
     lowered = imbalance.margin * (counts.min() / counts) ** 0.25
-    weights = class_weights(imbalance.class_weights, class_counts)
+    given = np.ones(len(counts)) if class_names is None else given_weights(dict(imbalance.weights), class_names)
+    weights = class_weights(imbalance.class_weights, class_counts, given)
 
     def loss(logits: Array, labels: Array, step: Array) -> Array:
         """Only what the recipe asks for is compiled."""
@@ -91,15 +104,33 @@ def _of_labels(labels: Array, by_class: np.ndarray) -> Array:
     return jnp.sum(jax.nn.one_hot(labels, len(by_class)) * jnp.asarray(by_class, jnp.float32), -1)
 
 
-def class_weights(kind: str, class_counts: np.ndarray) -> np.ndarray:
+def given_weights(weights: Mapping[str, float], class_names: Sequence[str]) -> np.ndarray:
+    """[classes] weights by name; those of classes that are not named are 1.
+
+    Raises:
+      UserError: a name that no class has.
+    """
+    for name in weights:
+        if name not in class_names:
+            close = difflib.get_close_matches(name, class_names, n=3)
+            known = f"the nearest: {', '.join(close)}" if close else f"classes: {', '.join(class_names[:SHOWN])}"
+            more = ", ..." if not close and len(class_names) > SHOWN else ""
+            raise UserError(f"imbalance.weights names {name!r}, and the data has no such class; {known}{more}")
+    return np.array([weights.get(name, 1.0) for name in class_names])
+
+
+def class_weights(kind: str, class_counts: np.ndarray, given: np.ndarray | float = 1.0) -> np.ndarray:
     """[classes] float32 weights of the losses, whose mean over the training records is 1.
 
     Args:
-      kind: `none`, `inverse` or `effective`, as the recipe's `imbalance.class_weights` says.
+      kind: `none`, `inverse`, `effective` or `given`, as the recipe's `imbalance.class_weights` says.
       class_counts: [classes] training records; a class without any has the weight of one with one.
+      given: [classes], those of `given`.
     """
     counts = np.maximum(class_counts, 1)
     match kind:
+        case "given":
+            weights = given * np.ones(len(counts))
         case "inverse":
             weights = 1 / counts
         case "effective":

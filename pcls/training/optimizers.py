@@ -21,6 +21,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -49,6 +50,7 @@ class ParameterRow:
       rule: the update rule: an optimizer's name, which may be another than the recipe's (see above), or `frozen`.
       decay: weight decay.
       lr_scale: factor on the rate.
+      start: the first step that moves it; infinite: none does.
     """
 
     path: str
@@ -57,52 +59,103 @@ class ParameterRow:
     rule: str
     decay: float
     lr_scale: float
+    start: float = 0
 
 
-def parameter_table(section: OptimizerSection, params: Mapping[str, jax.ShapeDtypeStruct]) -> list[ParameterRow]:
+def parameter_table(
+    section: OptimizerSection,
+    params: Mapping[str, jax.ShapeDtypeStruct],
+    starts: Mapping[str, float] = MappingProxyType({}),
+) -> list[ParameterRow]:
     """A row for every parameter; `make_optimizer` is made from these rows.
 
     Args:
       section: of the recipe.
       params: path to array or shape.
+      starts: path to the first step that moves it; those that are not named learn from the first.
 
     Raises:
-      UserError: a rule of `lr_scale` or `decay_scale` that matches nothing, or nothing that is trained.
+      UserError: a rule of `lr_scale` or `decay_scale` that matches nothing.
     """
     lr_scales = _first_match("optimizer.lr_scale", section.lr_scale, params)
     decay_scales = _first_match("optimizer.decay_scale", section.decay_scale, params)
     rows = []
     for path, leaf in params.items():
         shape, lr_scale = tuple(leaf.shape), lr_scales.get(path, 1.0)
+        start = starts.get(path, 0)
         decay = section.weight_decay * decay_scales.get(path, float(len(shape) > 1))
-        rule = _rule(section.name, path, shape) if lr_scale else FROZEN
-        rows.append(ParameterRow(path, shape, math.prod(shape), rule, decay if lr_scale else 0.0, lr_scale))
-    if all(row.rule == FROZEN for row in rows):
-        raise UserError("optimizer.lr_scale is 0 for every parameter, so nothing would be trained; leave some out")
+        rule = FROZEN if start == math.inf else _rule(section.name, path, shape)
+        rows.append(ParameterRow(path, shape, math.prod(shape), rule, decay, lr_scale, start))
     return rows
 
 
 def make_optimizer(
-    section: OptimizerSection, schedule: optax.Schedule, params: Mapping[str, jax.ShapeDtypeStruct]
+    section: OptimizerSection,
+    schedule: optax.Schedule,
+    params: Mapping[str, jax.ShapeDtypeStruct],
+    starts: Mapping[str, float] = MappingProxyType({}),
 ) -> optax.GradientTransformation:
-    """The update rule over flat parameters; frozen ones have no state and no share in the clipped norm.
+    """The update rule over flat parameters.
+
+    It is given the gradients of those alone that learn at a step. What never learns has no state and no share in the
+    clipped norm; what learns later has the state of a first step until then.
 
     Args:
       section: of the recipe.
       schedule: step to rate.
       params: path to array or shape, for the rules that go by path or dimension.
+      starts: path to the first step that moves it; those that are not named learn from the first.
 
     Raises:
       UserError: as `parameter_table`.
     """
-    rows = {row.path: row for row in parameter_table(section, params)}
-    optimizer = optax.chain(
-        *_clipping(section),
-        *_update_rule(section, _by_rate(schedule, grows=section.lr_per_256), rows),
-        _by_factor(lambda path: rows[path].lr_scale),
-    )
-    frozen = {path: row.rule == FROZEN for path, row in rows.items()}
-    return optax.selective_transform(optimizer, freeze_mask=frozen) if any(frozen.values()) else optimizer
+    rows = {row.path: row for row in parameter_table(section, params, starts)}
+
+    def beginning_at(start: int) -> optax.GradientTransformation:
+        """Its own count of steps begins there, the schedule's does not."""
+        rate = _by_rate(lambda count: schedule(count + start) if start else schedule(count), grows=section.lr_per_256)
+        return optax.chain(*_update_rule(section, rate, rows), _by_factor(lambda path: rows[path].lr_scale))
+
+    begins = sorted({int(row.start) for row in rows.values() if row.rule != FROZEN})
+    if begins == [0] and not any(row.rule == FROZEN for row in rows.values()):
+        return optax.chain(*_clipping(section), beginning_at(0))
+    groups = {start: beginning_at(start) for start in begins}
+    return optax.chain(*_clipping(section), _by_start(groups, lambda path: rows[path].start))
+
+
+def _by_start(
+    groups: Mapping[int, optax.GradientTransformation], start_of: Callable[[str], float]
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer for each group of parameters that begin to learn together.
+
+    With one for all, the moments of those that begin late would be taken for well averaged, and their first steps be
+    three times too long.
+
+    Args:
+      groups: first step to optimizer.
+      start_of: path to first step.
+    """
+
+    def own(start: int, tree: Mapping[str, Any]) -> dict[str, Any]:
+        return {path: leaf for path, leaf in tree.items() if start_of(path) == start}
+
+    def init(params: optax.Params) -> optax.OptState:
+        return {str(start): group.init(own(start, params)) for start, group in groups.items()}
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **others: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        """Groups of which no gradient is given keep their state."""
+        done: dict[str, Any] = {}
+        kept = dict(state)
+        for start, group in groups.items():
+            if grads := own(start, updates):
+                of_group = optax.with_extra_args_support(group).update
+                steps, kept[str(start)] = of_group(grads, state[str(start)], own(start, params or {}), **others)
+                done |= steps
+        return done, kept
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _by_rate(schedule: optax.Schedule, *, grows: bool) -> optax.GradientTransformationExtraArgs:

@@ -37,6 +37,7 @@ from pcls.parallel.mesh import (
     shard_count,
 )
 from pcls.parallel.rules import PRESETS, Layout, Rule, matched_rules, spec
+from pcls.training.freezing import Freezing, freezing
 from pcls.training.loop import Plan
 from pcls.training.losses import TrainingLoss, training_loss
 from pcls.training.optimizers import make_optimizer
@@ -44,7 +45,7 @@ from pcls.training.progressive import Phases, check_progressive, phases_of
 from pcls.training.recalibration import make_statistics_step
 from pcls.training.resident import resident_step, resident_steps
 from pcls.training.schedules import learning_rate
-from pcls.training.sizes import BucketSizes, Sizes
+from pcls.training.sizes import BucketSizes, Kind, Sizes, kinds_from
 from pcls.training.state import TrainState, init_state, state_of
 from pcls.training.step import Metrics, TrainStep, make_train_step
 
@@ -69,6 +70,7 @@ class Program:
       loss_of: what is trained on.
       order: of the training records.
       sizes: of the batches of each update.
+      freezing: what learns when.
       plan: how long, how often what.
     """
 
@@ -84,6 +86,7 @@ class Program:
     loss_of: TrainingLoss
     order: Order | BucketedOrder
     sizes: Sizes
+    freezing: Freezing
     plan: Plan
 
     @cached_property
@@ -168,9 +171,21 @@ class Program:
         """Kind of the devices."""
         return self.mesh.devices.flat[0].platform
 
+    def kinds_from(self, first: int) -> list[Kind]:
+        """Of updates, from a step on, in the order of their first use."""
+        return kinds_from(first, self.plan.steps, self.sizes, self.freezing)
+
+    def kind_at(self, step: int) -> Kind:
+        """Of the update that begins at a step."""
+        return Kind(self.sizes.update_at(step), self.freezing.phase_at(step))
+
     @cached_property
     def step(self) -> TrainStep:
-        """The training step, not compiled."""
+        """The training step, not compiled; where some learns later, with all that learns at the end."""
+        return self.step_of(len(self.freezing.phases) - 1)
+
+    def step_of(self, phase: int) -> TrainStep:
+        """The same of a phase of the freezing."""
         # First as the parameters lie: else the compiler carries the split of the update back into the layers, and each
         # BatchNorm gathers its numbers there.
         gradients = (self.state_shardings.params, self.update_shardings()) if self.layout.optimizer_over else ()
@@ -182,6 +197,7 @@ class Program:
             loss_of=self.loss_of,
             training=self.training,
             gradient_shardings=gradients,
+            frozen=self.freezing.frozen(phase),
         )
 
         def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -194,9 +210,10 @@ class Program:
         """The compiled training step: state donated and staying where it is, metrics on every device."""
         return self._compiled(self.step, self.batch_sharding)
 
-    def train_step_of(self, update: Update) -> Any:
+    def train_step_of(self, kind: Kind) -> Any:
         """The same for updates of one kind, compiled now."""
-        return self.train_step().lower(self.state_shapes, self._batch_shapes(update)).compile()
+        step = self._compiled(self.step_of(kind.phase), self.batch_sharding)
+        return step.lower(self.state_shapes, self._batch_shapes(kind.update)).compile()
 
     def train_steps(self) -> Any:
         """The same for several steps in one program; takes their batches stacked."""
@@ -206,13 +223,18 @@ class Program:
         """The same for images on the devices: `(state, places, images)`."""
         return self._compiled(resident_step(self.step), self.batch_sharding, replicated(self.mesh))
 
+    def resident_step_of(self, kind: Kind) -> Any:
+        """The same for updates of one kind."""
+        return self._compiled(resident_step(self.step_of(kind.phase)), self.batch_sharding, replicated(self.mesh))
+
     def resident_steps(self) -> Any:
         """The same for several steps in one program; takes their places stacked."""
         return self._compiled(resident_steps(self.step), self.stacked_sharding, replicated(self.mesh))
 
     def statistics_step(self) -> Any:
         """The compiled pass that takes BatchNorm's statistics and weighs them: `(params, stats, key, batch)`."""
-        step = make_statistics_step(self.model, self.recipe, self.preprocessing, self.training)
+        frozen = self.freezing.frozen(len(self.freezing.phases) - 1)
+        step = make_statistics_step(self.model, self.recipe, self.preprocessing, self.training, frozen)
         return jax.jit(
             step,
             in_shardings=(
@@ -261,6 +283,7 @@ def make_program(
     classes: int,
     records: int,
     labels: np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
     buckets: Sequence[Bucket] = (),
     devices: Sequence[jax.Device] | None = None,
 ) -> Program:
@@ -271,6 +294,7 @@ def make_program(
       preprocessing: sizes and statistics of the images.
       classes, records: of the training set.
       labels: [records] of it; None: nobody has read them, the classes are taken for balanced.
+      class_names: in label order; None: nobody knows them, given weights of classes are all 1.
       buckets: its sequences by padded length; empty: pictures, or sequences that are all padded to the longest.
       devices: to compile for; None: all of all processes.
 
@@ -300,7 +324,12 @@ def make_program(
     image_bytes = math.prod(trained.shape) * (1 if preprocessing.sequence is None else 4)
     plan = make_plan(recipe, order, image_bytes=image_bytes, platform=mesh.devices.flat[0].platform)
     sizes = _sizes(recipe, trained, order, plan)
-    plan = replace(plan, batches_at=lambda step: sizes.update_at(step).batches)
+    learns = freezing(
+        recipe.optimizer.freeze, model.params, model.stats, epoch_steps=plan.epoch_steps, steps=plan.steps
+    )
+    # What is dispatched together is one program.
+    at_once = plan.at_once if len(learns.phases) == 1 else 1
+    plan = replace(plan, at_once=at_once, batches_at=lambda step: sizes.update_at(step).batches)
     schedule = learning_rate(
         recipe.optimizer, steps=plan.steps, epoch_steps=plan.epoch_steps, batch_size=plan.batch_size
     )
@@ -312,16 +341,18 @@ def make_program(
         rules=matched_rules(layout.rules, model.params),
         model=model,
         schedule=schedule,
-        optimizer=make_optimizer(recipe.optimizer, schedule, model.params),
+        optimizer=make_optimizer(recipe.optimizer, schedule, model.params, learns.starts),
         training=training,
         loss_of=training_loss(
             recipe.train,
             recipe.imbalance,
             np.ones(classes) if labels is None else np.bincount(labels, minlength=classes),
             recipe.imbalance.class_weights_from.steps(order.epoch_steps),
+            class_names,
         ),
         order=order,
         sizes=sizes,
+        freezing=learns,
         plan=plan,
     )
 

@@ -34,6 +34,11 @@ class Phase(NamedTuple):
         """The update that begins at a step. The last may find fewer batches left; after the end they come singly."""
         return Update(self.height, self.width, min(self.batches, max(1, self.end - step)))
 
+    def begins(self, first: int, last: int) -> range:
+        """The steps at which its updates begin, from one on and before another."""
+        done = -(-max(first - self.start, 0) // self.batches)
+        return range(self.start + done * self.batches, last, self.batches)
+
 
 @dataclass(frozen=True)
 class Phases:
@@ -66,14 +71,14 @@ class Phases:
 
     def updates_from(self, first: int) -> Sequence[int]:
         """The steps, from `first` on, at which an update begins."""
-        of_phases = [range(max(first, phase.start), phase.end, phase.batches) for phase in self.phases]
+        of_phases = [phase.begins(first, phase.end) for phase in self.phases]
         return of_phases[0] if len(of_phases) == 1 else list(itertools.chain(*of_phases))
 
-    def programs_from(self, first: int) -> list[Update]:
-        """The different updates from a step on, in the order of their first use."""
+    def programs_from(self, first: int, last: int | None = None) -> list[Update]:
+        """The different updates that begin from a step on and before another, in the order of their first use."""
         kinds = []
         for phase in self.phases:
-            begins = range(max(first, phase.start), phase.end, phase.batches)
+            begins = phase.begins(first, phase.end if last is None else min(last, phase.end))
             # The last of a phase may be of a kind of its own.
             kinds += [phase.update_at(step) for step in (*begins[:1], *begins[-1:])]
         return list(dict.fromkeys(kinds))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,11 @@ StatisticsStep = Callable[[Arrays, Arrays, Array, Batch], tuple[Arrays, Array]]
 
 
 def make_statistics_step(
-    model: ModelDef, recipe: Recipe, preprocessing: Preprocessing, training: TrainingPass
+    model: ModelDef,
+    recipe: Recipe,
+    preprocessing: Preprocessing,
+    training: TrainingPass,
+    frozen: Set[str] = frozenset(),
 ) -> StatisticsStep:
     """`(params, stats, key, batch) -> statistics of the batch, and its weight`, nothing dropped.
 
@@ -28,6 +32,7 @@ def make_statistics_step(
     Args:
       model, recipe, preprocessing: of the run.
       training: what BatchNorm normalises over.
+      frozen: paths of statistics that stay as they are.
     """
 
     def statistics_step(params: Arrays, stats: Arrays, key: Array, batch: Batch) -> tuple[Arrays, Array]:
@@ -38,7 +43,7 @@ def make_statistics_step(
         if batch.length is None:
             images = augment(images, keys, recipe.augment, mean_colour(preprocessing))
         images = normalise(images, preprocessing, jnp.dtype(recipe.train.precision), batch.length)
-        return model.apply(params, stats, images, training, batch.length)[1], batch.weight.sum()
+        return model.apply(params, stats, images, training, batch.length, frozen)[1], batch.weight.sum()
 
     return statistics_step
 

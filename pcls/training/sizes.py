@@ -1,14 +1,15 @@
-"""Batches of several sizes in one run: which updates take which, and the programs that train on them."""
+"""Updates of several kinds in one run, by size and by what learns, and the programs of each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pcls.data.order import BucketedOrder
-from pcls.data.pipeline import Batch, Update
+from pcls.data.pipeline import Update
+from pcls.training.freezing import Freezing
 from pcls.training.loop import Step
 from pcls.training.state import TrainState
 from pcls.training.step import Metrics
@@ -30,8 +31,8 @@ class Sizes(Protocol):
     def updates_from(self, first: int) -> Sequence[int]:
         """The steps, from `first` on, at which an update begins."""
 
-    def programs_from(self, first: int) -> list[Update]:
-        """The different updates from a step on, in the order of their first use."""
+    def programs_from(self, first: int, last: int | None = None) -> list[Update]:
+        """The different updates that begin from a step on and before another, in the order of their first use."""
 
     def relative_area(self, step: int) -> float:
         """The area of the images up to a finished step to that of the largest: what their convolutions cost."""
@@ -68,12 +69,11 @@ class BucketSizes:
         """As `Sizes` says."""
         return range(first, self.steps)
 
-    def programs_from(self, first: int) -> list[Update]:
+    def programs_from(self, first: int, last: int | None = None) -> list[Update]:
         """As `Sizes` says."""
         begins = enumerate(self.order.first_steps(first))
-        return [
-            self._of_bucket(number) for step, number in sorted((step, n) for n, step in begins) if step < self.steps
-        ]
+        end = self.steps if last is None else min(last, self.steps)
+        return [self._of_bucket(number) for step, number in sorted((step, n) for n, step in begins) if step < end]
 
     def relative_area(self, step: int) -> float:
         """Of all steps: those between two rows of the log are of many buckets."""
@@ -84,26 +84,49 @@ class BucketSizes:
         return Update(self.order.buckets[number].steps, self.features)
 
 
-class SizedStep:
-    """A training step for batches of several kinds: while the first trains, the others are compiled one by one.
+class Kind(NamedTuple):
+    """What a program is compiled for.
+
+    Attributes:
+      update: what it takes.
+      phase: of the freezing: what learns.
+    """
+
+    update: Update
+    phase: int
+
+
+def kinds_from(first: int, steps: int, sizes: Sizes, freezing: Freezing) -> list[Kind]:
+    """The kinds of a run from a step on, in the order of their first use."""
+    spans = freezing.spans(first, steps)
+    return [Kind(update, phase) for phase, start, end in spans for update in sizes.programs_from(start, end)]
+
+
+class StepByKind:
+    """A training step for updates of several kinds: while the first trains, the others are compiled one by one.
 
     Args:
       compiled: makes the step of a kind.
-      updates: the kinds, in the order of their use.
-      batch_size: images of a batch.
+      kinds: in the order of their use.
+      kind_at: of the update that begins at a step.
+      first: the step of the first call.
     """
 
-    def __init__(self, compiled: Callable[[Update], Step], updates: Sequence[Update], batch_size: int):
+    def __init__(
+        self, compiled: Callable[[Kind], Step], kinds: Sequence[Kind], kind_at: Callable[[int], Kind], first: int
+    ):
         # One after the other: two compilers at once would each take twice as long, and the first is waited for.
         pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self._steps = {update: pool.submit(compiled, update) for update in updates}
-        self._batch_size = batch_size
+        self._steps = {kind: pool.submit(compiled, kind) for kind in kinds}
+        self._kind_at = kind_at
+        self._step = first
         pool.shutdown(wait=False)
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """A step with the program of the batch's kind; waits for it where it is not ready."""
-        images, height, width = batch.image.shape[:3]
-        return self._steps[Update(height, width, images // self._batch_size)].result()(state, batch)
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        """The next update, with the program of its kind; waits for it where it is not ready."""
+        kind = self._kind_at(self._step)
+        self._step += kind.update.batches
+        return self._steps[kind].result()(state, batch)
 
     def close(self) -> None:
         """Gives up what has not begun."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -56,6 +56,7 @@ def make_train_step(
     loss_of: TrainingLoss,
     training: TrainingPass = _WHOLE_BATCH,
     gradient_shardings: Sequence[Mapping[str, NamedSharding]] = (),
+    frozen: Set[str] = frozenset(),
 ) -> TrainStep:
     """The training step: `(state, batch) -> (state, metrics)`, to be compiled with the state donated.
 
@@ -67,23 +68,25 @@ def make_train_step(
       loss_of: what is trained on.
       training: what BatchNorm normalises over; the keys are those of the batch.
       gradient_shardings: where the gradients are brought, one after the other; the last is where updates are computed.
+      frozen: paths of parameters and statistics that the step leaves as they are, and computes no gradient of.
     """
     accumulate = recipe.train.accumulate
     update = optax.with_extra_args_support(optimizer).update
     dtype = jnp.dtype(recipe.train.precision)
 
-    def summed_loss(running: Arrays, step: Array, params: Arrays, micro: tuple[Batch, Array]) -> tuple[Array, Sums]:
-        """Over a micro-batch; running statistics are those before the step."""
+    def summed_loss(state: TrainState, params: Arrays, micro: tuple[Batch, Array]) -> tuple[Array, Sums]:
+        """Over a micro-batch, with the parameters that learn; the others and running statistics are the state's."""
         batch, keys = micro
         image, label, weight, _, _, length = batch
         images, mixture = model_inputs(image, label, weight, keys, recipe.augment, preprocessing, dtype, length)
         layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, MODEL_KEY))(keys)
-        logits, stats = model.apply(params, running, images, replace(training, keys=layer_keys), length)
+        layers = replace(training, keys=layer_keys)
+        logits, stats = model.apply(state.params | params, state.stats, images, layers, length, frozen)
         correct = jnp.sum((logits.argmax(-1) == label) * weight)
-        losses = loss_of(logits, label, step)
+        losses = loss_of(logits, label, state.step)
         if mixture is not None:
             # Every plain loss is linear in its target, so that of a mixed target is a mean of two; each by its class.
-            others = loss_of(logits, mixture.labels, step)
+            others = loss_of(logits, mixture.labels, state.step)
             losses = mixture.share * losses + (1 - mixture.share) * others
         shares = jax.tree.map(lambda stat: stat / accumulate, stats)
         return jnp.sum(losses * weight), Sums(jnp.sum(weight), correct, shares)
@@ -98,20 +101,20 @@ def make_train_step(
         """One update, of one or several batches; one whose loss or gradient is not finite only counts."""
         batches = max(1, len(batch.label) // recipe.train.batch_size)
         keys = record_keys(jax.random.wrap_key_data(state.key), batch.epoch, batch.record)
-        gradients = gradients_of(partial(summed_loss, state.stats, state.step))
-        (loss, sums), grads = gradients(state.params, (batch, keys))
+        learning = without(frozen, state.params)
+        (loss, sums), grads = gradients_of(partial(summed_loss, state))(learning, (batch, keys))
         # Sums become means only now: a weight known before the backward pass would be an all-reduce of its own.
         loss, grads = jax.tree.map(lambda total: total / jnp.maximum(sums.weight, 1), (loss, grads))
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         for shardings in gradient_shardings:
-            grads = jax.lax.with_sharding_constraint(grads, dict(shardings))
-        updates, opt_state = update(grads, state.opt_state, state.params, batches=batches)
-        params = optax.apply_updates(state.params, updates)
-        stats = moved(state.stats, sums.stats, recipe.batch_norm.momentum)
+            grads = jax.lax.with_sharding_constraint(grads, {path: shardings[path] for path in grads})
+        updates, opt_state = update(grads, state.opt_state, learning, batches=batches)
+        params = optax.apply_updates(learning, updates)
+        stats = moved(without(frozen, state.stats), without(frozen, sums.stats), recipe.batch_norm.momentum)
         proposed = replace(
             state,
-            params=params,
-            stats=stats,
+            params=state.params | params,
+            stats=state.stats | stats,
             opt_state=opt_state,
             ema=moving_average(state, params, stats, recipe.train.ema_decay**batches),
             last_good_step=state.step + batches,
@@ -124,6 +127,11 @@ def make_train_step(
     return train_step
 
 
+def without(frozen: Set[str], arrays: Arrays) -> Arrays:
+    """Those that learn."""
+    return {path: array for path, array in arrays.items() if path not in frozen}
+
+
 def moved(running: Arrays, batch: Arrays, momentum: float) -> Arrays:
     """Running statistics after a batch; `momentum` is the share that they keep."""
     return jax.tree.map(lambda old, new: momentum * old + (1 - momentum) * new, running, batch)
@@ -134,11 +142,15 @@ def moving_average(state: TrainState, params: Arrays, stats: Arrays, decay: floa
 
     Args:
       state: before the update.
-      params, stats: after it.
+      params, stats: after it, those that learn; averages of the others stay as they are.
       decay: share that they keep.
     """
     if state.ema is None:
         return None
     step = state.step.astype(jnp.float32)
     rate = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda old, new: rate * old + (1 - rate) * new, state.ema, (params, stats))
+
+    def averaged(averages: Arrays, arrays: Arrays) -> Arrays:
+        return averages | {path: rate * averages[path] + (1 - rate) * array for path, array in arrays.items()}
+
+    return averaged(state.ema[0], params), averaged(state.ema[1], stats)

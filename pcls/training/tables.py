@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from pcls.training.freezing import NEVER
 from pcls.training.optimizers import parameter_table
 from pcls.training.program import Program
 
@@ -87,13 +88,12 @@ def write_parameter_table(program: Program, path: Path) -> None:
     updates = program.update_shardings()
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(("path", "shape", "count", "rule", "decay", "lr_scale", "split", "optimizer_split"))
-        for row in parameter_table(program.recipe.optimizer, program.model.params):
-            shape = " x ".join(map(str, row.shape))
-            split = _axes(program.state_shardings.params[row.path].spec)
-            table.writerow(
-                (row.path, shape, row.count, row.rule, row.decay, row.lr_scale, split, _axes(updates[row.path].spec))
-            )
+        columns = ("path", "shape", "count", "rule", "decay", "lr_scale", "learns_from", "split", "optimizer_split")
+        table.writerow(columns)
+        for row in parameter_table(program.recipe.optimizer, program.model.params, program.freezing.starts):
+            shape, start = " x ".join(map(str, row.shape)), "never" if row.start == NEVER else int(row.start)
+            split = (_axes(program.state_shardings.params[row.path].spec), _axes(updates[row.path].spec))
+            table.writerow((row.path, shape, row.count, row.rule, row.decay, row.lr_scale, start, *split))
 
 
 def _axes(spec: Any) -> str:

@@ -164,3 +164,29 @@ def test_a_moved_run_resumes_where_it_lies_now(tiny, tmp_path, stop_after):
     (tmp_path / "run").rename(tmp_path / "moved")
     assert pcls.resume(tmp_path / "moved").path == tmp_path / "moved"
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
+@pytest.mark.parametrize("step", [3, 6, 7])
+def test_a_run_stopped_before_at_or_after_an_unfreeze_resumes_to_the_same_bits(
+    step, tiny, tmp_path, stop_after, final_state, unfrozen_at_6
+):
+    path = tmp_path / "run"
+    stop_after(step)
+    with pytest.raises(pcls.RestartRequested):
+        pcls.train("digits_cnn", tiny | UNFREEZE | {"run.dir": str(path)})
+    stop_after(0)
+    pcls.resume(path)
+    assert_same(final_state(path), unfrozen_at_6)
+
+
+UNFREEZE = {
+    "optimizer.name": "adamw",
+    "optimizer.freeze": [{"match": "^conv1/"}, {"match": "^conv", "until": "6 steps"}],
+}
+
+
+@pytest.fixture(scope="module")
+def unfrozen_at_6(tiny, tmp_path_factory, final_state):
+    path = tmp_path_factory.mktemp("unfreeze") / "run"
+    pcls.train("digits_cnn", tiny | UNFREEZE | {"run.dir": str(path)})
+    return final_state(path)

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pcls.config import Recipe, with_overrides
 from pcls.config.schema import ImbalanceSection, TrainSection
+from pcls.errors import UserError
 from pcls.training.losses import (
     LOSSES,
     class_weights,
+    given_weights,
     sigmoid_cross_entropy,
     softmax_cross_entropy,
     training_loss,
@@ -119,3 +122,72 @@ def test_inverse_weights_give_each_class_the_same_part_and_a_missing_one_no_infi
     part = class_weights("inverse", COUNTS) * COUNTS
     np.testing.assert_allclose(part, part[0], rtol=1e-6)
     assert np.isfinite(class_weights("inverse", np.array([5, 0]))).all()
+
+
+NAMES = ("cat", "dog", "cow", "7", "sheep")
+GIVEN = {"dog": 3.5, "7": 0.5}
+
+
+def test_given_weights_are_those_of_the_classes_named_and_a_record_weighs_one_on_average():
+    recipe = with_overrides(Recipe(), ["imbalance.class_weights=given", "imbalance.weights={dog: 3.5, 7: 0.5}"])
+    loss = training_loss(recipe.train, recipe.imbalance, COUNTS, class_names=NAMES)
+    found = np.asarray(loss(jnp.asarray(LOGITS, jnp.float32), jnp.asarray(LABELS), 0))
+    weights = np.array([1, 3.5, 1, 0.5, 1])
+    weights *= COUNTS.sum() / (weights * COUNTS).sum()
+    np.testing.assert_allclose(found, weights[LABELS] * softmax_reference(LOGITS, LABELS, 0), rtol=2e-6)
+
+
+def test_a_recipe_with_given_weights_is_read_back_as_it_was_written():
+    recipe = with_overrides(Recipe(), {"imbalance.class_weights": "given", "imbalance.weights": GIVEN})
+    assert with_overrides(recipe, {}).imbalance.weights == (("dog", 3.5), ("7", 0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("shep", "the nearest: sheep"), ("aeroplane", "classes: cat, dog, cow, 7, sheep")],
+)
+def test_a_weight_for_an_unknown_class_is_told_with_the_nearest_names(name, hint):
+    with pytest.raises(UserError) as raised:
+        given_weights({"cat": 2.0, name: 1.0}, NAMES)
+    assert str(raised.value) == f"imbalance.weights names {name!r}, and the data has no such class; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("weights", "fault"),
+    [
+        ("{cat: -1}", "the weight of 'cat' is -1; a finite number > 0 is needed"),
+        ("{cat: 0}", "the weight of 'cat' is 0; a finite number > 0 is needed"),
+        ("{cat: .nan}", "the weight of 'cat' is nan; a finite number > 0 is needed"),
+        ("{cat: .inf}", "the weight of 'cat' is inf; a finite number > 0 is needed"),
+        ("{cat: much}", "the weight of 'cat' is 'much'; a finite number > 0 is needed"),
+        ("{cat: true}", "the weight of 'cat' is True; a finite number > 0 is needed"),
+        ("{no: 2}", "name False is no text: write it in quotes"),
+        ("{7: 2, '7': 3}", "name '7' comes twice"),
+        ("3", "a map of names to numbers > 0 is needed, as in {cat: 1.0, dog: 3.5}"),
+        ("[cat, dog]", "a map of names to numbers > 0 is needed, as in {cat: 1.0, dog: 3.5}"),
+    ],
+)
+def test_weights_that_are_none_are_told(weights, fault):
+    with pytest.raises(UserError) as raised:
+        with_overrides(Recipe(), ["imbalance.class_weights=given", f"imbalance.weights={weights}"])
+    assert str(raised.value).endswith(f"; {fault}")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (["imbalance.class_weights=given"], "given needs imbalance.weights, as in {cat: 1.0, dog: 3.5}"),
+        (["imbalance.weights={cat: 2}"], "has an effect with imbalance.class_weights=given only"),
+    ],
+)
+def test_given_weights_and_the_word_for_them_come_together(overrides, fault):
+    with pytest.raises(UserError, match=fault):
+        with_overrides(Recipe(), overrides)
+
+
+def test_without_names_given_weights_are_one():
+    imbalance = ImbalanceSection(class_weights="given", weights=GIVEN)
+    loss = training_loss(TrainSection(), imbalance, COUNTS)
+    found = np.asarray(loss(jnp.asarray(LOGITS, jnp.float32), jnp.asarray(LABELS), 0))
+    np.testing.assert_allclose(found, softmax_reference(LOGITS, LABELS, 0), rtol=2e-6)

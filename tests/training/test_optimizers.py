@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from pcls.config.optimizer import OptimizerSection, ScaleRule
 from pcls.errors import UserError
 from pcls.models.registry import customary_model
+from pcls.training.freezing import NEVER
 from pcls.training.optimizers import MUON_RMS, ParameterRow, make_optimizer, parameter_table
 
 LR = 0.25
@@ -258,16 +259,6 @@ def test_a_gradient_above_the_limit_is_clipped_by_its_global_norm():
     assert_close(found, {path: p - LR * grads[path] * (0.5 / norm) for path, p in some_params().items()})
 
 
-def test_a_frozen_gradient_has_no_share_in_the_norm_that_is_clipped():
-    grads = some_grads(0)
-    norm = np.sqrt(sum((grads[path].astype(np.float64) ** 2).sum() for path in ("head/kernel", "head/bias")))
-    rules = (ScaleRule(match="^stages/", scale=0.0),)
-    found = after_steps(section_of("sgd", momentum=0.0, clip_norm=0.5, lr_scale=rules), count=1)
-    np.testing.assert_allclose(
-        found["head/bias"], some_params()["head/bias"] - LR * grads["head/bias"] * 0.5 / norm, rtol=1e-5
-    )
-
-
 def test_adaptive_clipping_limits_each_output_by_the_norm_of_its_weights():
     """Brock et al. 2021: over the fan-in of each output, vectors as a whole, all but the last linear layer."""
     shapes = SHAPES | {"neck/kernel": (8, 6)}
@@ -299,13 +290,13 @@ def test_the_table_says_what_happens_to_each_parameter():
     section = section_of(
         "lars",
         weight_decay=0.1,
-        lr_scale=(ScaleRule(match="^head/", scale=2.0), ScaleRule(match="bias", scale=0.0)),
+        lr_scale=(ScaleRule(match="^head/", scale=2.0),),
         decay_scale=(ScaleRule(match="^head/", scale=0.5),),
     )
-    assert parameter_table(section, some_params()) == [
+    assert parameter_table(section, some_params(), {"stages/0/conv/bias": NEVER, "head/kernel": 7}) == [
         ParameterRow("stages/0/conv/kernel", (3, 3, 4, 8), 288, "lars", 0.1, 1.0),
-        ParameterRow("stages/0/conv/bias", (8,), 8, "frozen", 0.0, 0.0),
-        ParameterRow("head/kernel", (8, 5), 40, "lars", 0.05, 2.0),
+        ParameterRow("stages/0/conv/bias", (8,), 8, "frozen", 0.0, 1.0, NEVER),
+        ParameterRow("head/kernel", (8, 5), 40, "lars", 0.05, 2.0, 7),
         ParameterRow("head/bias", (5,), 5, "sgd", 0.05, 2.0),
     ]
 
@@ -345,12 +336,8 @@ def test_a_rule_of_the_decay_goes_before_the_number_of_dimensions():
             "optimizer.lr_scale: '^head/bias' matches no parameter that no earlier rule matches; paths look like "
             "stages/0/conv/kernel, stages/0/conv/bias, head/kernel, head/bias",
         ),
-        (
-            {"lr_scale": (ScaleRule(match=".", scale=0.0),)},
-            "optimizer.lr_scale is 0 for every parameter, so nothing would be trained; leave some out",
-        ),
     ],
-    ids=["rate", "decay", "covered by an earlier one", "all frozen"],
+    ids=["rate", "decay", "covered by an earlier one"],
 )
 def test_a_rule_that_does_nothing_is_refused(settings, message):
     with pytest.raises(UserError) as raised:
@@ -358,21 +345,35 @@ def test_a_rule_that_does_nothing_is_refused(settings, message):
     assert str(raised.value) == message
 
 
-FREEZE_STAGES = (ScaleRule(match="^stages/", scale=0.0),)
 EVERY_NAME = ["sgd", "adam", "adamw", "lamb", "lars", "lion", "adafactor", "rmsprop", "muon"]
 
 
 @pytest.mark.parametrize("name", EVERY_NAME)
-def test_scale_0_keeps_parameters_bit_for_bit_and_without_state(name):
+def test_what_learns_late_begins_as_if_the_run_began_there_but_at_the_rate_of_the_step(name):
     decay = 0.0 if name == "adam" else 0.1
-    section = section_of(name, weight_decay=decay, adaptive_clip=0.5, lr_scale=FREEZE_STAGES)
-    found, whole = after_steps(section), after_steps(section_of(name, weight_decay=decay, adaptive_clip=0.5))
-    for path, before in some_params().items():
-        if path.startswith("stages/"):
-            np.testing.assert_array_equal(found[path], before)
-        else:
-            np.testing.assert_array_equal(found[path], whole[path])
-    state = make_optimizer(section, falling, some_params()).init(some_params())
+    section = section_of(name, weight_decay=decay, adaptive_clip=0.5)
+    starts = {path: 2 if path.startswith("stages/") else 0 for path in SHAPES}
+    optimizer = make_optimizer(section, falling, some_params(), starts)
+    params, state = some_params(), optimizer.init(some_params())
+    for step in range(4):
+        learning = {path: params[path] for path in params if starts[path] <= step}
+        grads = {path: some_grads(step)[path] for path in learning}
+        updates, state = jax.jit(optimizer.update)(grads, state, learning)
+        params = params | optax.apply_updates(learning, updates)
+    late = make_optimizer(section, lambda step: falling(step + 2), some_params())
+    expected, own = some_params(), late.init(some_params())
+    for step in (2, 3):
+        updates, own = jax.jit(late.update)(some_grads(step), own, expected)
+        expected = optax.apply_updates(expected, updates)
+    whole = after_steps(section, 4)
+    for path in SHAPES:
+        np.testing.assert_array_equal(params[path], (expected if path.startswith("stages/") else whole)[path])
+
+
+@pytest.mark.parametrize("name", EVERY_NAME)
+def test_what_never_learns_has_no_state(name):
+    starts = {path: NEVER for path in SHAPES if path.startswith("stages/")}
+    state = make_optimizer(section_of(name), falling, some_params(), starts).init(some_params())
     leaves = jax.tree_util.tree_leaves_with_path(state)
     assert not [keys for keys, _ in leaves if "stages/" in jax.tree_util.keystr(keys)]
     assert [keys for keys, _ in leaves if "head/" in jax.tree_util.keystr(keys)]

@@ -1,55 +1,62 @@
 """Batches of several sizes: the programs of each, and what the buckets of sequences take turns at."""
 
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 
 from pcls.data.buckets import buckets_of
 from pcls.data.order import BucketedOrder
 from pcls.data.pipeline import Update
-from pcls.training.sizes import BucketSizes, SizedStep
-
-
-def batch_of(update: Update) -> SimpleNamespace:
-    """Of two images a batch."""
-    return SimpleNamespace(image=np.zeros((2 * update.batches, update.height, update.width, 3), np.uint8))
+from pcls.training.freezing import NEVER, Freezing
+from pcls.training.sizes import BucketSizes, Kind, StepByKind, kinds_from
 
 
 def test_each_kind_is_compiled_once_in_order_while_the_first_trains():
     compiled, go_on = [], threading.Event()
-    first, second, third = kinds = [Update(160, 160, 3), Update(192, 128, 1), Update(192, 192, 1)]
+    first, second, third = kinds = [Kind(Update(160, 160, 3), 0), Kind(Update(192, 128), 0), Kind(Update(192, 128), 1)]
 
-    def compile_kind(update):
-        if update != first:
+    def compile_kind(kind):
+        if kind != first:
             assert go_on.wait(10)
-        compiled.append(update)
-        return lambda state, batch: (state + 1, update)
+        compiled.append(kind)
+        return lambda state, batch: (state + 1, kind)
 
-    step = SizedStep(compile_kind, kinds, batch_size=2)
-    assert step(0, batch_of(first)) == (1, first)
+    at = {5: first, 8: third, 9: second}
+    step = StepByKind(compile_kind, kinds, at.__getitem__, first=5)
+    assert step(0, None) == (1, first)
     assert compiled == [first]
     go_on.set()
-    assert step(1, batch_of(third)) == (2, third)
-    assert step(2, batch_of(second)) == (3, second)
+    # An update of three batches moved the step by three.
+    assert step(1, None) == (2, third)
+    assert step(2, None) == (3, second)
     assert compiled == kinds
 
 
 def test_what_has_not_begun_is_given_up():
     started, go_on = threading.Event(), threading.Event()
     compiled = []
+    kinds = [Kind(Update(160, 160), 0), Kind(Update(192, 192), 0)]
 
-    def compile_kind(update):
+    def compile_kind(kind):
         started.set()
         go_on.wait(10)
-        compiled.append(update)
+        compiled.append(kind)
 
-    step = SizedStep(compile_kind, [Update(160, 160), Update(192, 192)], batch_size=2)
+    step = StepByKind(compile_kind, kinds, lambda step: kinds[0], first=0)
     started.wait(10)
     step.close()
     go_on.set()
-    step._steps[Update(160, 160)].result()
-    assert compiled == [Update(160, 160)]
+    step._steps[kinds[0]].result()
+    assert compiled == kinds[:1]
+
+
+def test_kinds_come_in_the_order_in_which_a_run_meets_them():
+    freezing = Freezing({"a": 0, "b": 5, "c": 12, "d": NEVER})
+    for first in range(20):
+        for steps in (first + 1, first + 4, first + 30):
+            sizes = BucketSizes(ORDER, 3, steps)
+            met = [Kind(sizes.update_at(step), freezing.phase_at(step)) for step in range(first, steps)]
+            assert kinds_from(first, steps, sizes, freezing) == list(dict.fromkeys(met))
 
 
 # 6, 18 and 24 sequences that are padded to 5, 9 and 20 steps of 3 features; a batch is of 2.
