@@ -42,6 +42,28 @@ def list_as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _named_weights(value: Any) -> Any:
+    """Pairs of a name and a number > 0, of a map or as a recipe's dump shows them: sections are frozen."""
+    pairs = list(value.items()) if isinstance(value, dict) else value
+    whole = isinstance(pairs, list | tuple)
+    if not whole or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise PydanticCustomError("weights", "a map of names to numbers > 0 is needed, as in {cat: 1.0, dog: 3.5}")
+    found: dict[str, float] = {}
+    for name, weight in pairs:
+        # YAML reads the names of digits as numbers.
+        name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+        if not isinstance(name, str) or name in found:
+            fault = "comes twice" if name in found else "is no text: write it in quotes"
+            raise PydanticCustomError("weights", "name {name} {fault}", {"name": repr(name)[:60], "fault": fault})
+        number = _number(weight)
+        if not isinstance(number, float) or not 0 < number < math.inf:
+            reason = {"name": repr(name)[:60], "weight": repr(weight)[:60]}
+            text = "the weight of {name} is {weight}; a finite number > 0 is needed"
+            raise PydanticCustomError("weights", text, reason)
+        found[name] = number
+    return tuple(found.items())
+
+
 def _regular_expression(text: str) -> str:
     try:
         with warnings.catch_warnings():
@@ -65,6 +87,8 @@ SomePattern = Annotated[str, AfterValidator(_regular_expression)]
 Integers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(list_as_tuple)]
 
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(list_as_tuple)]
+
+NamedWeights = Annotated[tuple[tuple[str, float], ...], BeforeValidator(_named_weights)]
 
 
 class Section(BaseModel):

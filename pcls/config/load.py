@@ -294,7 +294,8 @@ def _suggestion(value: Any, info: FieldInfo | None) -> str:
 def _allowed(error: ErrorDetails, key: str) -> str:
     info = _field(key)
     # What is wrong with a regular expression says more than that it is a text.
-    return error["msg"] if info is None or error["type"] == "regex" else f"{_describe(info)} is needed"
+    own = info is None or error["type"] in ("regex", "weights")
+    return error["msg"] if own else f"{_describe(info)} is needed"
 
 
 def described_field(key: str) -> str:
@@ -329,13 +330,25 @@ def _describe(info: FieldInfo) -> str:
     if info.annotation is Duration:
         return "a duration such as '10 epochs' or '600 steps'"
     if get_origin(info.annotation) is Literal:
-        return f"one of {', '.join(map(str, get_args(info.annotation)))}"
+        return f"one of {', '.join(map(_written, get_args(info.annotation)))}"
     if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
         return f"a section with the keys {', '.join(info.annotation.model_fields)}"
+    if info.annotation == tuple[tuple[str, float], ...]:
+        return "a map of names to numbers"
     nouns = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
     if isinstance(info.annotation, types.GenericAlias) or info.annotation not in nouns:
         return "a list"
     return " ".join([nouns[info.annotation], *_bounds(info)]).replace("a text >= 1", "a text that is not empty")
+
+
+def _written(value: Any) -> str:
+    """As YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _written(value: Any) -> str:
+    """As YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _bounds(info: FieldInfo) -> list[str]:

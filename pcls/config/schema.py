@@ -15,6 +15,7 @@ from pcls.config.fields import (
     Fraction,
     Integers,
     Length,
+    NamedWeights,
     Names,
     Number,
     Pattern,
@@ -216,7 +217,8 @@ class AugmentSection(Section):
     image draws depends on the run's seed, the epoch and the record only.
 
     Attributes:
-      flip: mirror half of the images left to right.
+      flip: mirror half of the images left to right: drawn anew in each epoch, or with `alternate` half of them in one
+        epoch and the others in the next (Jordan 2024).
       shift: move each image by up to this many pixels on both axes (padding and a random crop).
       shift_padding: what moves in: `zero` (black) or `reflect` (the image, mirrored at its border); null: `zero`.
       policy: operations drawn for each image, in timm's spelling: `rand-m9-mstd0.5-inc1` (RandAugment), `trivial`
@@ -235,7 +237,7 @@ class AugmentSection(Section):
         `mean`.
     """
 
-    flip: bool = False
+    flip: Literal[False, True, "alternate"] = False
     shift: Annotated[int, Field(ge=0, le=512)] = 0
     shift_padding: Literal["zero", "reflect"] | None = None
     policy: str = ""
@@ -293,6 +295,8 @@ class ModelSection(Section):
         empty: `none` for all.
       pool: over all positions, before the head: their mean (`avg`), their maximum (`max`), half of the sum of both
         (`avgmax`), or both side by side (`catavgmax`); null: as is customary for the model.
+      head: what makes logits of features: `linear`, or `cosine` (30 times the cosine of the angle between the features
+        and the kernel of each class: classes with few records get no shorter kernels; Cao et al. 2019).
       widths: channels of the two convolutions of `cnn28`, and units of its hidden layer, as in `[32, 64, 64]`; two
         numbers: no hidden layer; of the three groups of `speednet`, as in `[64, 256, 256]`; empty: those.
       read: what is a step where an image is read as a sequence: one of its `rows` or `columns`, of the `pixels` row by
@@ -315,6 +319,7 @@ class ModelSection(Section):
     drop_path: Fraction = 0.0
     remat: Annotated[tuple[Literal["none", "products", "inputs"], ...], BeforeValidator(list_as_tuple)] = ()
     pool: Literal["avg", "max", "avgmax", "catavgmax"] | None = None
+    head: Literal["linear", "cosine"] = "linear"
     widths: Annotated[tuple[Annotated[int, Field(ge=1, le=2**16)], ...], BeforeValidator(list_as_tuple)] = ()
     read: Literal["rows", "columns", "pixels", "patches", "hilbert"] | None = None
     patch: Annotated[int, Field(ge=0, le=8192)] = 0
@@ -334,7 +339,8 @@ class ModelSection(Section):
     def architecture(self) -> dict[str, Any]:
         """What of that decides which weights there are, where it is not as is customary for the model."""
         return self.model_dump(
-            include={"pool", "widths", "read", "patch", "hidden", "layers", "bidirectional"}, exclude_defaults=True
+            include={"pool", "head", "widths", "read", "patch", "hidden", "layers", "bidirectional"},
+            exclude_defaults=True,
         )
 
     @model_validator(mode="after")
@@ -342,6 +348,33 @@ class ModelSection(Section):
         if self.patch and self.read != "patches":
             raise broken_rule("model.patch", "has no effect without model.read=patches")
         return self
+
+
+class RenameRule(Section):
+    """One rule of `transfer.rename`.
+
+    Attributes:
+      match: a regular expression searched for in the paths of the weights.
+      to: what stands in place of what it matches; `\\1` is its first group.
+    """
+
+    match: Pattern
+    to: str
+
+
+class TransferSection(Section):
+    """What becomes of the weights of `model.init`.
+
+    Attributes:
+      rename: ordered rules, the first that matches a path of the weights renames it to a path of the model.
+      skip: regular expressions searched for in paths: of the model, what is drawn anew; of the weights, what is not used.
+      head: `auto` (kept where the classes have the same names, else drawn anew), `new` (drawn anew) or `probe` (fitted to
+        the features that the weights give, as the best linear classifier of them, before the training starts).
+    """
+
+    rename: Annotated[tuple[RenameRule, ...], BeforeValidator(list_as_tuple)] = ()
+    skip: Annotated[tuple[Pattern, ...], BeforeValidator(list_as_tuple)] = ()
+    head: Literal["auto", "new", "probe"] = "auto"
 
 
 class BatchNormSection(Section):
@@ -404,8 +437,9 @@ class ImbalanceSection(Section):
     """What the loss does about classes with few records. It knows how many each has in the training set.
 
     Attributes:
-      class_weights: of the loss of a record: `none`, `inverse` (one over its class's records) or `effective` (one over
-        the effective number of its class's records, Cui et al. 2019). A record's is 1 on average.
+      class_weights: of the loss of a record: `none`, `inverse` (one over its class's records), `effective` (one over
+        the effective number of its class's records, Cui et al. 2019) or `given` by weights. A record's is 1 on average.
+      weights: of classes by name, with `given`, as in `{cat: 1.0, dog: 3.5}`; of those not named 1.
       class_weights_from: they hold from here on; before it all are 1 (deferred re-weighting, Cao et al. 2019).
       logit_adjustment: the logarithms of the classes' shares, times this, are added to the logits in training, so that
         those of rare classes must be larger; 1: balanced softmax. Source: Menon et al. 2021; Ren et al. 2020.
@@ -414,7 +448,8 @@ class ImbalanceSection(Section):
       focal: the loss of a record is multiplied by its error probability to this power. Source: Lin et al. 2017.
     """
 
-    class_weights: Literal["none", "inverse", "effective"] = "none"
+    class_weights: Literal["none", "inverse", "effective", "given"] = "none"
+    weights: NamedWeights = ()
     class_weights_from: Length = Duration(0, "steps")
     logit_adjustment: Annotated[Number, Field(ge=0, le=100)] = 0.0
     margin: Annotated[Number, Field(ge=0, le=100)] = 0.0
@@ -424,6 +459,14 @@ class ImbalanceSection(Section):
     def _later_weights_are_weights(self) -> ImbalanceSection:
         if self.class_weights_from.value and self.class_weights == "none":
             raise broken_rule("imbalance.class_weights_from", "has no effect without imbalance.class_weights")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_given(self) -> ImbalanceSection:
+        if self.weights and self.class_weights != "given":
+            raise broken_rule("imbalance.weights", "has an effect with imbalance.class_weights=given only")
+        if self.class_weights == "given" and not self.weights:
+            raise broken_rule("imbalance.class_weights", "given needs imbalance.weights, as in {cat: 1.0, dog: 3.5}")
         return self
 
 
@@ -518,6 +561,7 @@ class Recipe(Section):
     data: DataSection = DataSection()
     augment: AugmentSection = AugmentSection()
     model: ModelSection = ModelSection()
+    transfer: TransferSection = TransferSection()
     batch_norm: BatchNormSection = BatchNormSection()
     train: TrainSection = TrainSection()
     imbalance: ImbalanceSection = ImbalanceSection()
@@ -541,6 +585,13 @@ class Recipe(Section):
         for key in ("logit_adjustment", "margin", "focal"):
             if self.train.loss != "softmax" and getattr(self.imbalance, key):
                 raise broken_rule(f"imbalance.{key}", "is for train.loss=softmax; leave it out, or change the loss")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_to_transfer(self) -> Recipe:
+        for key, info in TransferSection.model_fields.items():
+            if not self.model.init and getattr(self.transfer, key) != info.default:
+                raise broken_rule(f"transfer.{key}", "has no effect without model.init")
         return self
 
     @model_validator(mode="after")

@@ -35,6 +35,7 @@ from pcls.models.rglru2d import rglru2d_s, rglru2d_tiny
 from pcls.models.sequence import LinearSequenceClassifier, SequenceClassifier
 from pcls.models.sequencer import sequencer2d_l, sequencer2d_m, sequencer2d_s
 from pcls.models.speednet import WIDTHS, SpeedNet, whitening_stem
+from pcls.nn.cosine import CosineHead
 from pcls.nn.module import ModelDef
 from pcls.nn.recurrent.linear import Form
 from pcls.nn.recurrent.linear_layers import LRU, RGLRU, MinGRU, MinLSTM
@@ -219,6 +220,7 @@ def define_model(
     drop_path: float = 0.0,
     remat: Sequence[str] = (),
     pool: str | None = None,
+    head: str = "linear",
     widths: Sequence[int] = (),
     read: str | None = None,
     patch: int = 0,
@@ -238,6 +240,7 @@ def define_model(
       dropout, drop_path: shares dropped in training; 0: none.
       remat: what each stage's blocks keep for the backward pass; empty: all that it needs.
       pool: over all positions, before the head; None: as is customary for the model.
+      head: `linear`, or `cosine` in the place of the model's own.
       widths: of the network's layers; empty: the customary ones.
       read, patch: the order in which an image is read, and the size of patches; None, 0: as is customary for the model.
       hidden, layers, bidirectional: sizes of recurrent layers; 0, None: the customary ones.
@@ -274,10 +277,14 @@ def define_model(
     _check_options(name, entry, options)
     size = {"height": height, "width": width} if entry.fixed_size else {}
     dtype = jnp.dtype(precision)
-    return ModelDef.of(
-        lambda rngs: entry.build(**size, **options, channels=channels, classes=classes, dtype=dtype, rngs=rngs),
-        takes_lengths=entry.lengths,
-    )
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        model: Any = entry.build(**size, **options, channels=channels, classes=classes, dtype=dtype, rngs=rngs)
+        if head == "cosine":
+            model.head = CosineHead(*model.head.kernel.shape, dtype=dtype, rngs=rngs)
+        return model
+
+    return ModelDef.of(build, takes_lengths=entry.lengths)
 
 
 def _check_options(name: str, entry: Entry, options: dict[str, Any]) -> None:

@@ -47,6 +47,7 @@ def prepare(recipe: Recipe, preprocessing: Preprocessing | None = None) -> Setup
         classes=len(dataset.class_names),
         records=len(dataset.train),
         labels=dataset.train.labels,
+        class_names=dataset.class_names,
         # One bucket is nothing but the longest length.
         buckets=dataset.train_buckets if len(dataset.padded) > 1 else (),
     )

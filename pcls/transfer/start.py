@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -99,12 +101,19 @@ def adapted_weights(
     if must_keep_head and not keep_head:
         raise UserError(_other_classes(bundle.class_names, class_names))
     _check_same_architecture(bundle, definition)
+    if keep_head and _head(definition.params) != _head(bundle.params):
+        trained = bundle.options.get("head", "linear")
+        raise UserError(f"the classes are those of the weights, and their head is model.head={trained}; write the same")
     fresh, _ = jax.jit(definition.init)(jax.random.key(seed))
     params = {
         name: fresh[name] if name.startswith(HEAD) and not keep_head else bundle.params[name]
         for name in definition.params
     }
     return params, dict(bundle.stats)
+
+
+def _head(params: Mapping[str, Any]) -> set[str]:
+    return {name for name in params if name.startswith(HEAD)}
 
 
 def _other_classes(trained: tuple[str, ...], wanted: tuple[str, ...]) -> str:

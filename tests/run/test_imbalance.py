@@ -1,5 +1,7 @@
 """Runs on unbalanced classes, put together as users put them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,11 @@ import pcls
 from pcls.config import Recipe, with_overrides
 from pcls.data.order import Order, SampledOrder
 from pcls.errors import UserError
+from pcls.pretrained.bundle import load_bundle
+from pcls.pretrained.exporting import export_timm
+from pcls.run.evaluate import evaluate_run
 from pcls.training.program import training_order
+from pcls.transfer.start import adapted_weights
 
 LABELS = np.repeat([0, 1, 2], [90, 9, 1]).astype(np.int32)
 
@@ -63,3 +69,48 @@ def test_a_sampled_run_stopped_halfway_resumes_to_the_same_bits(where, tiny, tmp
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+# Weights by name, and the head of cosines
+
+
+def test_a_weight_for_a_class_that_the_data_has_not_ends_a_run_before_its_folder_is_made(tiny, tmp_path):
+    weighted = tiny | {"imbalance.class_weights": "given", "imbalance.weights": {"3": 2.0, "ten": 2.0}}
+    with pytest.raises(UserError, match="weights names 'ten', and the data has no such class; classes: 0, 1, 2, 3, 4"):
+        pcls.train("digits_cnn", weighted | {"run.dir": str(tmp_path / "run")})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def cosine_run(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cosine") / "run"
+    overrides = {"model.head": "cosine", "imbalance.margin": 15.0, "run.dir": str(folder)}
+    return pcls.train("digits_cnn", tiny | overrides)
+
+
+def test_a_bundle_with_a_cosine_head_predicts_as_its_run(cosine_run):
+    bundle = load_bundle(cosine_run.path / "bundle")
+    assert bundle.options == {"head": "cosine"}
+    assert "head/bias" not in bundle.params
+    assert evaluate_run(cosine_run.path).summary() == cosine_run.evaluation.summary()
+    assert cosine_run.evaluation.top1 > 0.2
+
+
+def test_a_head_is_kept_as_it_was_trained_or_drawn_anew_for_other_classes(cosine_run):
+    bundle = load_bundle(cosine_run.path / "bundle")
+    cosine, linear = bundle.definition(), replace(bundle, options={}).definition()
+    assert adapted_weights(bundle, cosine, bundle.class_names, 0)[0]["head/kernel"] is bundle.params["head/kernel"]
+    with pytest.raises(UserError) as raised:
+        adapted_weights(bundle, linear, bundle.class_names, 0)
+    assert str(raised.value) == (
+        "the classes are those of the weights, and their head is model.head=cosine; write the same"
+    )
+    fewer = replace(bundle, options={}).definition(classes=3)
+    assert adapted_weights(bundle, fewer, ("a", "b", "c"), 0)[0]["head/bias"].shape == (3,)
+
+
+def test_a_cosine_head_is_exported_nowhere(cosine_run, tmp_path):
+    bundle = replace(load_bundle(cosine_run.path / "bundle"), model="resnet18")
+    with pytest.raises(UserError, match="is cosine, and timm has no such head; train one"):
+        export_timm(bundle, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
