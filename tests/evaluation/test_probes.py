@@ -1,0 +1,110 @@
+"""Classifiers on frozen features, beside scikit-learn's."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from pcls.errors import UserError
+from pcls.evaluation.probes import fit_linear
+from pcls.parallel.mesh import make_mesh
+
+CLASSES = 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """scikit-learn's threads and jax's wait for each other where there are few cores: 20 s instead of 0.1 s."""
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return make_mesh(-1, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Features and labels of handwritten digits, to fit and to test; some pixels are the same in all of them."""
+    pixels, labels = load_digits(return_X_y=True)
+    return pixels[:1203].astype(np.float32), labels[:1203], pixels[1203:].astype(np.float32), labels[1203:]
+
+
+def objective(kernel, bias, features, labels, l2, scale, weights):
+    """The mean of what is minimised, in float64, for a kernel on features as they are."""
+    logits = features.astype(np.float64) @ kernel + bias
+    top = logits.max(1, keepdims=True)
+    losses = np.log(np.exp(logits - top).sum(1)) + top[:, 0] - logits[np.arange(len(labels)), labels]
+    return (weights @ losses + l2 / 2 * np.sum((kernel * scale[:, None]) ** 2)) / weights.sum()
+
+
+@pytest.mark.parametrize("l2", [0.1, 10.0])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_the_linear_probe_finds_the_optimum_that_scikit_learn_finds(digits, one_device, l2, weighted):
+    features, labels, tested, expected = digits
+    weights = np.where(labels < 3, 0.25, 1.5) if weighted else np.ones(len(labels))
+    scaler = StandardScaler().fit(features.astype(np.float64), sample_weight=weights)
+    peer = LogisticRegression(C=1 / l2, solver="newton-cholesky", tol=1e-6)
+    peer.fit(scaler.transform(features.astype(np.float64)), labels, sample_weight=weights)
+    kernel = peer.coef_.T / scaler.scale_[:, None]
+    best = objective(kernel, peer.intercept_ - scaler.mean_ @ kernel, features, labels, l2, scaler.scale_, weights)
+    options = {"mesh": one_device, "tolerance": 1e-5} | ({"weights": weights} if weighted else {})
+    probe = fit_linear(features, labels, CLASSES, l2=l2, **options)
+    found = objective(probe.kernel, probe.bias, features, labels, l2, scaler.scale_, weights)
+    assert probe.converged
+    assert 1 < probe.iterations < 200
+    assert best <= found <= best * 1.001 + 1e-5
+    assert probe.loss == pytest.approx(found, rel=1e-3)
+    theirs = peer.score(scaler.transform(tested), expected)
+    assert np.mean(probe.logits(tested).argmax(1) == expected) == pytest.approx(theirs, abs=0.003)
+
+
+def test_few_records_of_many_features_are_fitted_too(digits, one_device):
+    features, labels, tested, _ = digits
+    probe = fit_linear(features[:50], labels[:50], CLASSES, l2=1.0, mesh=one_device)
+    scaler = StandardScaler().fit(features[:50])
+    peer = LogisticRegression(C=1.0, solver="newton-cholesky").fit(scaler.transform(features[:50]), labels[:50])
+    theirs = peer.predict_proba(scaler.transform(tested))
+    logits = probe.logits(tested)
+    ours = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(ours / ours.sum(1, keepdims=True), theirs, atol=0.02)
+
+
+def test_the_probe_is_the_same_on_one_device_and_on_eight(digits):
+    features, labels, tested, _ = digits
+    one, eight = (
+        fit_linear(features, labels, CLASSES, l2=1.0, mesh=make_mesh(-1, devices=jax.devices()[:count]), tolerance=1e-5)
+        for count in (1, 8)
+    )
+    # 1,203 rows do not divide by eight.
+    np.testing.assert_allclose(one.logits(tested), eight.logits(tested), atol=0.02)
+    assert one.loss == pytest.approx(eight.loss, rel=1e-4)
+
+
+def test_records_of_weight_0_do_not_count(digits, one_device):
+    features, labels, tested, _ = digits
+    weights = np.arange(len(labels)) < 800
+    wrong = np.where(weights, labels, (labels + 1) % CLASSES)
+    some = fit_linear(features, wrong, CLASSES, l2=10.0, weights=weights, tolerance=1e-5, mesh=one_device)
+    only = fit_linear(features[:800], labels[:800], CLASSES, l2=10.0, tolerance=1e-5, mesh=one_device)
+    np.testing.assert_allclose(some.logits(tested), only.logits(tested), atol=0.02)
+
+
+def test_a_fit_that_is_stopped_says_that_it_has_not_converged(digits, one_device):
+    features, labels, *_ = digits
+    probe = fit_linear(features, labels, CLASSES, l2=1e-3, max_iterations=3, mesh=one_device)
+    assert (probe.iterations, probe.converged) == (3, False)
+
+
+def test_features_that_are_not_finite_are_refused(digits):
+    features, labels, *_ = digits
+    broken = features.copy()
+    broken[7, 3] = np.nan
+    with pytest.raises(UserError, match="the features hold NaN or infinity"):
+        fit_linear(broken, labels, CLASSES, l2=1.0)
+    with pytest.raises(ValueError, match="above 0 is needed"):
+        fit_linear(features, labels, CLASSES, l2=0.0)
