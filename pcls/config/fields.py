@@ -37,6 +37,13 @@ def broken_rule(key: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("rule", "{key} {message}", {"key": key, "message": message})
 
 
+def no_number(value: Any) -> Any:
+    """Lets all pass but numbers: 1 would be taken for true."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise PydanticCustomError("no_number", "no number is allowed")
+    return value
+
+
 def list_as_tuple(value: Any) -> Any:
     """YAML knows lists only; sections are frozen."""
     return tuple(value) if isinstance(value, list) else value

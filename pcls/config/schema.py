@@ -23,6 +23,7 @@ from pcls.config.fields import (
     SomePattern,
     broken_rule,
     list_as_tuple,
+    no_number,
 )
 from pcls.config.optimizer import OptimizerSection
 from pcls.config.policy import parse_policy
@@ -237,7 +238,7 @@ class AugmentSection(Section):
         `mean`.
     """
 
-    flip: Literal[False, True, "alternate"] = False
+    flip: Annotated[Literal[False, True, "alternate"], BeforeValidator(no_number)] = False
     shift: Annotated[int, Field(ge=0, le=512)] = 0
     shift_padding: Literal["zero", "reflect"] | None = None
     policy: str = ""

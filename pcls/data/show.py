@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pcls.config.schema import AugmentSection
-from pcls.data.augment import model_inputs, record_keys
+from pcls.data.augment import alternating, model_inputs, record_keys
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 
@@ -40,9 +40,10 @@ def augmented_images(
     def change(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         """As the step does it, and back from normalised numbers to grey levels."""
         image, label, weight, record, epoch, _ = batch
-        keys = record_keys(jax.random.key(seed), epoch, record)
+        drawn = jax.random.key(seed), epoch, record
+        keys, turned = record_keys(*drawn), alternating(*drawn)
         dtype = jnp.dtype("float32")
-        inputs, mixture = model_inputs(image, label, weight, keys, section, preprocessing, dtype)
+        inputs, mixture = model_inputs(image, label, weight, keys, section, preprocessing, dtype, turned=turned)
         pixels = (inputs * jnp.array(preprocessing.std) + jnp.array(preprocessing.mean)) * 255
         levels = jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
         return levels, *((label, jnp.ones(len(label))) if mixture is None else (mixture.labels, mixture.share))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pcls.config.schema import Recipe
-from pcls.data.augment import augment, mean_colour, normalise, record_keys
+from pcls.data.augment import alternating, augment, mean_colour, normalise, record_keys
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 from pcls.nn.module import Arrays, ModelDef
@@ -36,12 +36,13 @@ def make_statistics_step(
     """
 
     def statistics_step(params: Arrays, stats: Arrays, key: Array, batch: Batch) -> tuple[Arrays, Array]:
-        keys = record_keys(jax.random.wrap_key_data(key), batch.epoch, batch.record)
+        drawn = jax.random.wrap_key_data(key), batch.epoch, batch.record
+        keys, turned = record_keys(*drawn), alternating(*drawn)
         # Neither mixed nor erased: the statistics are for predictions, which see whole images; the mean of two images
         # varies less than each of them.
         images = batch.image
         if batch.length is None:
-            images = augment(images, keys, recipe.augment, mean_colour(preprocessing))
+            images = augment(images, keys, recipe.augment, mean_colour(preprocessing), turned)
         images = normalise(images, preprocessing, jnp.dtype(recipe.train.precision), batch.length)
         return model.apply(params, stats, images, training, batch.length, frozen)[1], batch.weight.sum()
 

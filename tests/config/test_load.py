@@ -250,7 +250,7 @@ def test_a_dumped_recipe_loads_as_the_same_recipe(load, overrides):
             "mine.yaml:1: train.seed is true (true or false); a whole number >= 0 and < 4294967296",
         ),
         ("optimizer: {lr:}\n", "mine.yaml:1: optimizer.lr is None (nothing); a finite number > 0 is needed"),
-        ("augment: {flip: 1}\n", "mine.yaml:1: augment.flip is 1 (number); true or false is needed"),
+        ("augment: {flip: 1}\n", "mine.yaml:1: augment.flip is 1 (number); one of false, true, alternate is needed"),
         ("model: {name: [cnn28]}\n", "mine.yaml:1: model.name is ['cnn28'] (list); a text that is not empty is needed"),
         ("model: {name: ''}\n", 'mine.yaml:1: model.name is "" (text); a text that is not empty is needed'),
         ("run: {dir: 2024}\n", "mine.yaml:1: run.dir is 2024 (number); a text is needed"),

@@ -28,6 +28,11 @@ def flip(image: Array, key: Array) -> Array:
     return jnp.where(jax.random.bernoulli(jax.random.fold_in(key, Draw.FLIP)), image[:, ::-1], image)
 
 
+def mirrored(images: Array, turned: Array) -> Array:
+    """Mirrors some images [batch, height, width, channels] left to right: those of which `turned` [batch] is true."""
+    return jnp.where(turned[:, None, None, None], images[:, :, ::-1], images)
+
+
 def rotation(degrees: Array, height: int, width: int) -> Array:
     """The matrix of `warp` that turns an image counter-clockwise around its middle."""
     angle = jnp.deg2rad(degrees)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from enum import IntEnum
 
 import jax
+import jax.numpy as jnp
 from jax import Array
+
+# In the place of an epoch, of which none has this number.
+NO_EPOCH = 2**31 - 1
 
 
 class Draw(IntEnum):
@@ -31,3 +35,21 @@ def record_keys(key: Array, epochs: Array, records: Array) -> Array:
       [batch] keys.
     """
     return jax.vmap(lambda epoch, record: jax.random.fold_in(jax.random.fold_in(key, epoch), record))(epochs, records)
+
+
+def alternating(key: Array, epochs: Array, records: Array) -> Array:
+    """Which images `augment.flip=alternate` mirrors: half of the records, and in the next epoch the others.
+
+    Two epochs so show each image both ways; drawn anew in each, it would be seen twice the same way half of the time.
+
+    Args:
+      key: of the run.
+      epochs, records: [batch] int32.
+
+    Returns:
+      [batch] bool.
+
+    Source: Jordan 2024.
+    """
+    fixed = record_keys(key, jnp.full_like(epochs, NO_EPOCH), records)
+    return jax.vmap(jax.random.bernoulli)(fixed) ^ (epochs % 2 == 1)

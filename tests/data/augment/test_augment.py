@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pcls.config.schema import AugmentSection
-from pcls.data.augment import augment, erase, flip, mean_colour, mix, normalise, record_keys, shift
+from pcls.data.augment import alternating, augment, erase, flip, mean_colour, mix, normalise, record_keys, shift
 from pcls.data.preprocessing import Preprocessing
 from pcls.parallel.mesh import batch_sharding, make_mesh
 
@@ -40,6 +40,26 @@ def test_other_epochs_and_other_records_get_other_keys():
     keys = jax.random.key_data(keys_of(np.tile(np.arange(50), 4), np.repeat(np.arange(4), 50)))
     assert len({tuple(key) for key in keys.tolist()}) == 200
     assert not np.array_equal(keys_of([1], [2]), keys_of([2], [1]))
+
+
+def test_an_alternating_flip_shows_each_image_both_ways_in_two_epochs():
+    section, records = AugmentSection(flip="alternate"), jnp.arange(64)
+
+    def epoch(number, records=records):
+        turned = alternating(KEY, jnp.full_like(records, number), records)
+        return np.asarray(augment(IMAGES[records], keys_of(records, [0] * len(records)), section, turned=turned))
+
+    first, second, third = map(epoch, range(3))
+    is_turned = (first != IMAGES).any((1, 2, 3))
+    assert 20 < is_turned.sum() < 44
+    np.testing.assert_array_equal(first[is_turned], IMAGES[is_turned][:, :, ::-1])
+    np.testing.assert_array_equal(second, first[:, :, ::-1])
+    np.testing.assert_array_equal(third, first)
+    # By the record, whatever its place in a batch; and by the run.
+    order = np.random.default_rng(1).permutation(64)
+    np.testing.assert_array_equal(epoch(1, order), second[order])
+    zeros = jnp.zeros(64, jnp.int32)
+    assert not np.array_equal(alternating(jax.random.key(4), zeros, records), alternating(KEY, zeros, records))
 
 
 def test_another_run_key_gives_other_changes(whole):
