@@ -444,6 +444,8 @@ class ImbalanceSection(Section):
       class_weights_from: they hold from here on; before it all are 1 (deferred re-weighting, Cao et al. 2019).
       logit_adjustment: the logarithms of the classes' shares, times this, are added to the logits in training, so that
         those of rare classes must be larger; 1: balanced softmax. Source: Menon et al. 2021; Ren et al. 2020.
+      posthoc_adjustment: the same the other way round, after a training without it: the logarithms of the shares, times
+        this, are taken from the bias of the head of what is evaluated and delivered. Source: Menon et al. 2021.
       margin: the right logit of the rarest class is lowered by this in training, that of others by less, as one over
         the fourth root of their records. Source: Cao et al. 2019, there on normalised features.
       focal: the loss of a record is multiplied by its error probability to this power. Source: Lin et al. 2017.
@@ -453,6 +455,7 @@ class ImbalanceSection(Section):
     weights: NamedWeights = ()
     class_weights_from: Length = Duration(0, "steps")
     logit_adjustment: Annotated[Number, Field(ge=0, le=100)] = 0.0
+    posthoc_adjustment: Annotated[Number, Field(ge=0, le=100)] = 0.0
     margin: Annotated[Number, Field(ge=0, le=100)] = 0.0
     focal: Annotated[Number, Field(ge=0, le=100)] = 0.0
 
@@ -583,7 +586,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _one_right_class(self) -> Recipe:
-        for key in ("logit_adjustment", "margin", "focal"):
+        for key in ("logit_adjustment", "posthoc_adjustment", "margin", "focal"):
             if self.train.loss != "softmax" and getattr(self.imbalance, key):
                 raise broken_rule(f"imbalance.{key}", "is for train.loss=softmax; leave it out, or change the loss")
         return self

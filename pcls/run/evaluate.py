@@ -88,7 +88,7 @@ def evaluate_run(path: str | Path) -> Evaluation:
     if restored is None:
         raise UserError(f"{folder.path}: has no checkpoint to evaluate; continue it with: pcls resume {folder.path}")
     state, _ = restored
-    evaluation, predictions = Evaluator(setup)(*state.deliverable)
+    evaluation, predictions = Evaluator(setup)(*setup.deliverable(state))
     if is_main():
         keep_evaluation(folder, evaluation, predictions)
     return evaluation

@@ -164,7 +164,7 @@ class Session:
     def evaluate(self, state: TrainState, step: int) -> float:
         """Evaluates what would be delivered now."""
         with self._goodput.lost_to("evaluation"):
-            evaluation, predictions = self._evaluator(*state.deliverable)
+            evaluation, predictions = self._evaluator(*self._setup.deliverable(state))
         self._result = evaluation, predictions
         row = {"kind": "eval", "step": step, "epoch": step / self._setup.plan.epoch_steps, **evaluation.summary()}
         self._write(row)
@@ -276,10 +276,11 @@ class Session:
 
     def _deliver(self, state: TrainState) -> Run:
         """Writes the bundle and the last evaluation."""
+        delivered = self._setup.deliverable(state)
         # The loop evaluates after its last step; there was none if a kill came between that and here.
-        evaluation, predictions = self._result or self._evaluator(*state.deliverable)
+        evaluation, predictions = self._result or self._evaluator(*delivered)
         # Whole on every device: process 0 must see all of it to write it.
-        whole = jax.jit(lambda arrays: arrays, out_shardings=replicated(self._setup.mesh))(state.deliverable)
+        whole = jax.jit(lambda arrays: arrays, out_shardings=replicated(self._setup.mesh))(delivered)
         if self._console:
             params, stats = jax.device_get(whole)
             keep_evaluation(self._folder, evaluation, predictions)

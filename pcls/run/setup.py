@@ -12,10 +12,15 @@ from pcls.data.dataset import Dataset, open_dataset
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.models.registry import model_entry
+from pcls.nn.module import Arrays
 from pcls.parallel.mesh import replicated
 from pcls.parallel.processes import everywhere
+from pcls.training.losses import log_shares
 from pcls.training.program import Program, make_program
 from pcls.training.resident import Images
+from pcls.training.state import TrainState
+
+HEAD_BIAS = "head/bias"
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,19 @@ class Setup(Program):
     def random_crop(self) -> bool:
         """Whether files are cut anew each epoch."""
         return self.recipe.data.train_crop != "center" and self.preprocessing.sequence is None
+
+    def deliverable(self, state: TrainState) -> tuple[Arrays, Arrays]:
+        """The parameters and statistics of a state that are evaluated and delivered, adjusted as the recipe asks.
+
+        The state itself stays as it was trained: a run that goes on from it is adjusted once, too.
+        """
+        params, stats = state.deliverable
+        adjustment = self.recipe.imbalance.posthoc_adjustment
+        if not adjustment:
+            return params, stats
+        counts = np.bincount(self.dataset.train.labels, minlength=len(self.dataset.class_names))
+        lowered = (adjustment * log_shares(counts)).astype(np.float32)
+        return params | {HEAD_BIAS: params[HEAD_BIAS] - lowered}, stats
 
 
 def prepare(recipe: Recipe, preprocessing: Preprocessing | None = None) -> Setup:
@@ -51,6 +69,11 @@ def prepare(recipe: Recipe, preprocessing: Preprocessing | None = None) -> Setup
         # One bucket is nothing but the longest length.
         buckets=dataset.train_buckets if len(dataset.padded) > 1 else (),
     )
+    if recipe.imbalance.posthoc_adjustment and HEAD_BIAS not in program.model.params:
+        raise UserError(
+            f"imbalance.posthoc_adjustment moves the bias of the head, and that of {recipe.model.name} with "
+            f"model.head={recipe.model.head} has none; write imbalance.logit_adjustment, which acts in training"
+        )
     return Setup(**vars(program), dataset=dataset)
 
 

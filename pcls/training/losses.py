@@ -75,7 +75,7 @@ def training_loss(
       UserError: a weight is given for a class that is not there.
     """
     plain, counts = LOSSES[train.loss], np.maximum(class_counts, 1)
-    added = imbalance.logit_adjustment * np.log(counts / counts.sum())
+    added = imbalance.logit_adjustment * log_shares(class_counts)
     lowered = imbalance.margin * (counts.min() / counts) ** 0.25
     given = np.ones(len(counts)) if class_names is None else given_weights(dict(imbalance.weights), class_names)
     weights = class_weights(imbalance.class_weights, class_counts, given)
@@ -102,6 +102,12 @@ def training_loss(
 def _of_labels(labels: Array, by_class: np.ndarray) -> Array:
     """[batch] numbers of the labels' classes; a product instead of a gather, as in the loss."""
     return jnp.sum(jax.nn.one_hot(labels, len(by_class)) * jnp.asarray(by_class, jnp.float32), -1)
+
+
+def log_shares(class_counts: np.ndarray) -> np.ndarray:
+    """[classes] logarithms of the classes' shares of the records; one without any counts as one with one."""
+    counts = np.maximum(class_counts, 1)
+    return np.log(counts / counts.sum())
 
 
 def given_weights(weights: Mapping[str, float], class_names: Sequence[str]) -> np.ndarray:

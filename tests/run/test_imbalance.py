@@ -12,8 +12,9 @@ from pcls.errors import UserError
 from pcls.pretrained.bundle import load_bundle
 from pcls.pretrained.exporting import export_timm
 from pcls.run.evaluate import evaluate_run
+from pcls.run.folder import RunFolder
+from pcls.run.setup import prepare
 from pcls.training.program import training_order
-from pcls.transfer.start import adapted_weights
 
 LABELS = np.repeat([0, 1, 2], [90, 9, 1]).astype(np.int32)
 
@@ -96,17 +97,12 @@ def test_a_bundle_with_a_cosine_head_predicts_as_its_run(cosine_run):
     assert cosine_run.evaluation.top1 > 0.2
 
 
-def test_a_head_is_kept_as_it_was_trained_or_drawn_anew_for_other_classes(cosine_run):
-    bundle = load_bundle(cosine_run.path / "bundle")
-    cosine, linear = bundle.definition(), replace(bundle, options={}).definition()
-    assert adapted_weights(bundle, cosine, bundle.class_names, 0)[0]["head/kernel"] is bundle.params["head/kernel"]
-    with pytest.raises(UserError) as raised:
-        adapted_weights(bundle, linear, bundle.class_names, 0)
-    assert str(raised.value) == (
-        "the classes are those of the weights, and their head is model.head=cosine; write the same"
-    )
-    fewer = replace(bundle, options={}).definition(classes=3)
-    assert adapted_weights(bundle, fewer, ("a", "b", "c"), 0)[0]["head/bias"].shape == (3,)
+def test_a_head_that_is_kept_is_of_the_kind_that_was_trained(cosine_run, tiny, tmp_path):
+    started = tiny | {"model.init": str(cosine_run.path), "run.dir": str(tmp_path / "run")}
+    with pytest.raises(UserError, match="head"):
+        pcls.train("digits_cnn", started)
+    run = pcls.train("digits_cnn", started | {"model.head": "cosine"})
+    assert run.evaluation.loss < cosine_run.evaluation.loss
 
 
 def test_a_cosine_head_is_exported_nowhere(cosine_run, tmp_path):
@@ -114,3 +110,43 @@ def test_a_cosine_head_is_exported_nowhere(cosine_run, tmp_path):
     with pytest.raises(UserError, match="is cosine, and timm has no such head; train one"):
         export_timm(bundle, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# Adjustment after training
+
+
+@pytest.fixture(scope="module")
+def adjusted_runs(tiny, tmp_path_factory):
+    """A plain run, and the same with its head adjusted afterwards."""
+    folder = tmp_path_factory.mktemp("adjusted")
+    tailed = tiny | {"data.long_tail": 50}
+    plain = pcls.train("digits_cnn", tailed | {"run.dir": str(folder / "plain")})
+    adjusted = {"imbalance.posthoc_adjustment": 0.5, "run.dir": str(folder / "run")}
+    return plain, pcls.train("digits_cnn", tailed | adjusted)
+
+
+def test_the_delivered_bias_is_lowered_by_the_shares_and_the_training_knows_nothing_of_it(adjusted_runs, final_state):
+    plain, run = adjusted_runs
+    labels = prepare(RunFolder(run.path).recipe()).dataset.train.labels
+    shares = np.bincount(labels) / len(labels)
+    assert shares.max() > 20 * shares.min()
+    before, after = (load_bundle(each.path / "bundle").params for each in adjusted_runs)
+    np.testing.assert_allclose(after["head/bias"], before["head/bias"] - 0.5 * np.log(shares), rtol=1e-5)
+    np.testing.assert_array_equal(after["head/kernel"], before["head/kernel"])
+    states = [final_state(each.path) for each in adjusted_runs]
+    for name in states[0].keys() - {"best_top1"}:
+        np.testing.assert_array_equal(states[0][name], states[1][name], err_msg=name)
+    assert plain.evaluation.loss != run.evaluation.loss
+
+
+def test_every_evaluation_sees_the_adjusted_head(adjusted_runs):
+    _, run = adjusted_runs
+    assert evaluate_run(run.path).summary() == run.evaluation.summary()
+
+
+def test_a_head_without_bias_cannot_be_adjusted(tiny, tmp_path):
+    overrides = {"model.head": "cosine", "imbalance.posthoc_adjustment": 1.0, "run.dir": str(tmp_path / "run")}
+    with pytest.raises(
+        UserError, match=r"moves the bias of the head, and that of cnn28 with model\.head=cosine"
+    ):
+        pcls.train("digits_cnn", tiny | overrides)
