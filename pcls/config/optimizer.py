@@ -35,6 +35,29 @@ class FreezeRule(Section):
     until: Length | None = None
 
 
+class LookaheadSection(Section):
+    """Slow weights that the run is about, and that follow those of the optimizer. Source: Zhang et al. 2019.
+
+    Attributes:
+      every: batches after which the slow weights move towards the optimizer's, which then goes on from there; 0: there
+        are none. What is evaluated between is the optimizer's, after the last step the slow ones.
+      share: of the way that they move; null: 0.5.
+      ramp: they first move all of the way, and less from round to round until `share` at the end of the run:
+        1 - (1 - share) * progress**ramp; null: 0, always `share`. Source: Jordan 2024, with 3.
+    """
+
+    every: Annotated[int, Field(ge=0, le=2**24)] = 0
+    share: Annotated[Number, Field(gt=0, le=1)] | None = None
+    ramp: Annotated[Number, Field(ge=0, le=100)] | None = None
+
+    @model_validator(mode="after")
+    def _no_dead_options(self) -> LookaheadSection:
+        for key in ("share", "ramp"):
+            if getattr(self, key) is not None and not self.every:
+                raise broken_rule(f"optimizer.lookahead.{key}", "has no effect without optimizer.lookahead.every")
+        return self
+
+
 ScaleRules = Annotated[tuple[ScaleRule, ...], BeforeValidator(list_as_tuple)]
 
 # What each optimizer and each schedule can be told beside what all share, with its default; None: it must be told.
@@ -101,6 +124,7 @@ class OptimizerSection(Section):
       freeze: ordered rules, the first match says until when a parameter or a running statistic is left as it is; no
         match: it learns from the start. For what is frozen no gradient is computed and no optimizer state kept; a
         BatchNorm whose statistics are frozen normalises by them, as in prediction.
+      lookahead: slow weights.
     """
 
     name: Literal["sgd", "adam", "adamw", "lamb", "lars", "lion", "adafactor", "rmsprop", "muon"] = "adam"
@@ -130,6 +154,7 @@ class OptimizerSection(Section):
     adaptive_clip: Annotated[Number, Field(ge=0)] = 0.0
     lr_scale: ScaleRules = ()
     freeze: Annotated[tuple[FreezeRule, ...], BeforeValidator(list_as_tuple)] = ()
+    lookahead: LookaheadSection = LookaheadSection()
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ import optax
 
 from pcls.config.optimizer import OptimizerSection, ScaleRule
 from pcls.errors import UserError
+from pcls.training.lookahead import lookahead
 
 HEAD = re.compile(r"^head/")
 # What reads pixels or gives logits: Muon is for what lies between.
@@ -94,6 +95,7 @@ def make_optimizer(
     schedule: optax.Schedule,
     params: Mapping[str, jax.ShapeDtypeStruct],
     starts: Mapping[str, float] = MappingProxyType({}),
+    steps: int = 0,
 ) -> optax.GradientTransformation:
     """The update rule over flat parameters.
 
@@ -105,6 +107,7 @@ def make_optimizer(
       schedule: step to rate.
       params: path to array or shape, for the rules that go by path or dimension.
       starts: path to the first step that moves it; those that are not named learn from the first.
+      steps: of the run, which `lookahead` needs.
 
     Raises:
       UserError: as `parameter_table`.
@@ -118,9 +121,13 @@ def make_optimizer(
 
     begins = sorted({int(row.start) for row in rows.values() if row.rule != FROZEN})
     if begins == [0] and not any(row.rule == FROZEN for row in rows.values()):
-        return optax.chain(*_clipping(section), beginning_at(0))
-    groups = {start: beginning_at(start) for start in begins}
-    return optax.chain(*_clipping(section), _by_start(groups, lambda path: rows[path].start))
+        optimizer = optax.chain(*_clipping(section), beginning_at(0))
+    else:
+        groups = {start: beginning_at(start) for start in begins}
+        optimizer = optax.chain(*_clipping(section), _by_start(groups, lambda path: rows[path].start))
+    if not section.lookahead.every:
+        return optimizer
+    return lookahead(optimizer, section.lookahead, steps, lambda path: rows[path].rule != FROZEN)
 
 
 def _by_start(
