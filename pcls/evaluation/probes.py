@@ -15,17 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.scipy.linalg import solve_triangular
+from jax.scipy.linalg import cho_factor, cho_solve, solve_triangular
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from pcls.errors import UserError
-from pcls.parallel.mesh import batch_sharding, local_rows, make_mesh, replicated, shard_count
+from pcls.parallel.mesh import BATCH_AXES, batch_sharding, local_rows, make_mesh, replicated, shard_count
 from pcls.parallel.processes import place
 
 # Of the largest entry of the mean loss's gradient: scikit-learn's too.
 TOLERANCE, MAX_ITERATIONS, MEMORY = 1e-4, 1000, 10
 # Evaluations of a line search, and the share of the slope that it leaves.
 MAX_SEARCH, FLAT = 10, 0.1
+MIN_SHRINKAGE = 1e-4
+# As DINO has them.
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+# Similarities that a device holds at once: 64 MB.
+QUERIES, BLOCK = 1024, 16384
 
 
 @dataclass(frozen=True)
@@ -239,8 +245,189 @@ def _line_search(slopes: Callable[[Array], tuple[Array, Array]]) -> Array:
     return jnp.where((first < 0) & jnp.isfinite(step), step, 0.0)
 
 
-def _placed(features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, mesh: Mesh) -> tuple[Any, Any, Any]:
+@dataclass(frozen=True)
+class MeanProbe:
+    """The class whose mean is nearest, among directions seen from the middle of all features.
+
+    Attributes:
+      centre: [features] float32, the mean of all records.
+      means: [classes, features] float32, of the centred features of length 1.
+      present: [classes] bool, classes that have records.
+
+    Source: Snell et al. 2017; centred and of length 1: Wang et al. 2019 (SimpleShot).
+    """
+
+    centre: np.ndarray
+    means: np.ndarray
+    present: np.ndarray
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """[n, features] to [n, classes] float32: larger where the mean is nearer."""
+        nearness = directions(features - self.centre) @ self.means.T - np.sum(self.means**2, 1) / 2
+        return np.where(self.present, nearness, np.float32(-np.inf))
+
+
+def fit_means(features: np.ndarray, labels: np.ndarray, classes: int) -> MeanProbe:
+    """The mean of each class, as `MeanProbe` has it; arguments as in `fit_linear`."""
+    centre = features.mean(0)
+    seen, counts = directions(features - centre), np.bincount(labels, minlength=classes)
+    order = np.argsort(labels, kind="stable")
+    means = np.zeros((classes, features.shape[1]), np.float32)
+    parts = np.split(order, np.cumsum(counts)[:-1])
+    for own, part in enumerate(parts):
+        means[own] = seen[part].mean(0) if len(part) else 0
+    return MeanProbe(centre, means, counts > 0)
+
+
+def directions(features: np.ndarray) -> np.ndarray:
+    """[n, features], each row brought to length 1; zeros stay."""
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(lengths > 0, lengths, 1)
+
+
+def fit_lda(
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    *,
+    shrinkage: float | None = None,
+    mesh: Mesh | None = None,
+) -> LinearProbe:
+    """Linear discriminant analysis in closed form: normal classes of one covariance, shrunk towards a multiple of one.
+
+    Args:
+      features, labels, classes: as in `fit_linear`.
+      shrinkage: 0 to 1; None: that of Ledoit & Wolf, of what the records differ from the means of their classes by.
+      mesh: as in `fit_linear`.
+
+    Returns:
+      The probe. With one record a class nothing is known of the covariance: it is taken for one.
+
+    Raises:
+      UserError: features that are not finite.
+
+    Source: Fisher 1936; Ledoit & Wolf 2004.
+    """
+    mesh = make_mesh(-1) if mesh is None else mesh
+    fit = _compiled(_lda, mesh, classes)
+    asked = np.float32(np.nan if shrinkage is None else shrinkage)
+    kernel, bias = jax.device_get(fit(*_placed(features, labels, None, mesh), (asked,)))
+    return LinearProbe(kernel, bias)
+
+
+def _lda(classes: int, features: Array, labels: Array, counts: Array, asked: Array) -> tuple[Array, Array]:
+    total, width = counts.sum(), features.shape[1]
+    centre = counts @ features / total
+    centred = features - centre
+    members = counts[:, None] * jax.nn.one_hot(labels, classes)
+    records = members.sum(0)
+    means = members.T @ centred / jnp.maximum(records, 1)[:, None]
+    apart = jnp.sqrt(counts)[:, None] * (centred - means[labels])
+    covariance = apart.T @ apart / total
+    level, squares = jnp.trace(covariance) / width, jnp.sum(covariance**2)
+    # How far the sample's covariance is off, over how far it is from a multiple of one.
+    off = (jnp.sum(jnp.sum(apart**2, 1) ** 2) / total - squares) / total
+    shrinkage = jnp.where(jnp.isnan(asked), jnp.minimum(off / (squares - width * level**2), 1), asked)
+    # 0 / 0 where there is nothing to shrink; and so much that float32 can invert it.
+    shrinkage = jnp.maximum(jnp.nan_to_num(shrinkage), MIN_SHRINKAGE)
+    # Of records that are the means themselves there is nothing but rounding.
+    known = level > 1e-10 * jnp.mean(centred**2)
+    shrunk = jnp.where(known, (1 - shrinkage) * covariance + shrinkage * level * jnp.eye(width), jnp.eye(width))
+    kernel = cho_solve(cho_factor(shrunk), means.T)
+    bias = jnp.log(records / total) - jnp.sum(means.T * kernel, 0) / 2
+    return kernel, bias - centre @ kernel
+
+
+def nearest_neighbours(
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    queries: np.ndarray,
+    *,
+    neighbours: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """Votes of the nearest records by cosine, each of weight exp(cosine / temperature).
+
+    Features lie split by rows over the mesh; each device looks for the nearest of its own, block by block, so that no
+    more than `QUERIES` x `BLOCK` similarities are held at once. Of equally near ones those count that come first.
+
+    Args:
+      features, labels, classes: as in `fit_linear`.
+      queries: [m, features].
+      neighbours: that vote; all, where there are fewer.
+      temperature: above 0.
+      mesh: as in `fit_linear`.
+
+    Returns:
+      [m, classes] float32.
+
+    Raises:
+      UserError: features that are not finite.
+
+    Source: Wu et al. 2018; the defaults: Caron et al. 2021 (DINO).
+    """
+    mesh = make_mesh(-1) if mesh is None else mesh
+    shards = shard_count(mesh)
+    own = -(-len(features) // shards)
+    block = -(-own // -(-own // BLOCK))
+    rows = _placed(directions(features), labels, None, mesh, multiple=shards * block)
+    some = min(QUERIES, len(queries))
+    asked = np.pad(directions(queries).astype(np.float32), ((0, -len(queries) % some), (0, 0)))
+    find = _compiled(_votes, mesh, mesh, classes, min(neighbours, len(features)), block)
+    votes = find(*rows, (asked.reshape(-1, some, asked.shape[1]), np.float32(temperature)))
+    return np.asarray(jax.device_get(votes)).reshape(-1, classes)[: len(queries)]
+
+
+def _votes(
+    mesh: Mesh,
+    classes: int,
+    neighbours: int,
+    block: int,
+    features: Array,
+    labels: Array,
+    counts: Array,
+    queries: Array,
+    temperature: Array,
+) -> Array:
+    def nearest(values: Array, of: Array) -> tuple[Array, Array]:
+        values, places = jax.lax.top_k(values, neighbours)
+        return values, jnp.take_along_axis(of, places, 1)
+
+    def of_device(features: Array, labels: Array, counts: Array, queries: Array) -> Array:
+        blocks = tuple(array.reshape(-1, block, *array.shape[1:]) for array in (features, labels, counts))
+
+        def of_queries(some: Array) -> Array:
+            def nearer(best: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
+                rows, of, counted = part
+                cosines = jnp.where(counted > 0, some @ rows.T, -jnp.inf)
+                of = jnp.broadcast_to(of, cosines.shape)
+                # The best so far first: of equal ones top_k takes the first.
+                return nearest(jnp.concatenate([best[0], cosines], 1), jnp.concatenate([best[1], of], 1)), None
+
+            none = jnp.full((len(some), neighbours), -jnp.inf), jnp.zeros((len(some), neighbours), labels.dtype)
+            own, _ = jax.lax.scan(nearer, none, blocks)
+            cosines, of = nearest(*jax.lax.all_gather(own, BATCH_AXES, axis=1, tiled=True))
+            rows = jnp.arange(len(some))[:, None]
+            return jnp.zeros((len(some), classes)).at[rows, of].add(jnp.exp(cosines / temperature))
+
+        return jax.lax.map(of_queries, queries)
+
+    split = P(BATCH_AXES)
+    # What all have gathered is the same on all, which jax cannot know.
+    run = jax.shard_map(of_device, mesh=mesh, in_specs=(split, split, split, P()), out_specs=P(), check_vma=False)
+    return run(features, labels, counts, queries)
+
+
+def _placed(
+    features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, mesh: Mesh, multiple: int = 0
+) -> tuple[Any, Any, Any]:
     """Features, labels and weights by rows over the mesh, filled up with weight 0.
+
+    Args:
+      features, labels, weights, mesh: as in `fit_linear`.
+      multiple: of it there are rows; 0: of the devices.
 
     Raises:
       UserError: features that are not finite.
@@ -248,8 +435,8 @@ def _placed(features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None
     if not np.isfinite(features.sum(dtype=np.float64)):
         raise UserError("the features hold NaN or infinity: the weights of the model are damaged, or trained too far")
     counts = np.ones(len(features), np.float32) if weights is None else weights.astype(np.float32)
-    sharding, shards = batch_sharding(mesh), shard_count(mesh)
-    size = -(-len(features) // shards) * shards
+    sharding, multiple = batch_sharding(mesh), multiple if multiple else shard_count(mesh)
+    size = -(-len(features) // multiple) * multiple
     own, more = local_rows(sharding, size), size - len(features)
 
     def filled(array: np.ndarray) -> np.ndarray:

@@ -3,13 +3,17 @@
 import jax
 import numpy as np
 import pytest
+from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.datasets import load_digits
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+from sklearn.preprocessing import StandardScaler, normalize
 from threadpoolctl import threadpool_limits
 
 from pcls.errors import UserError
-from pcls.evaluation.probes import fit_linear
+from pcls.evaluation import probes
+from pcls.evaluation.probes import fit_lda, fit_linear, fit_means, nearest_neighbours
 from pcls.parallel.mesh import make_mesh
 
 CLASSES = 10
@@ -108,3 +112,72 @@ def test_features_that_are_not_finite_are_refused(digits):
         fit_linear(broken, labels, CLASSES, l2=1.0)
     with pytest.raises(ValueError, match="above 0 is needed"):
         fit_linear(features, labels, CLASSES, l2=0.0)
+
+
+@pytest.mark.parametrize("shrinkage", [None, 0.3])
+def test_discriminant_analysis_is_scikit_learns(digits, one_device, shrinkage):
+    features, labels, tested, expected = digits
+    probe = fit_lda(features, labels, CLASSES, shrinkage=shrinkage, mesh=one_device)
+    if shrinkage is None:
+        means = np.stack([features[labels == label].mean(0) for label in range(CLASSES)])
+        shrinkage = ledoit_wolf_shrinkage(features - means[labels], assume_centered=True)
+        assert 0.001 < shrinkage < 0.1
+    peer = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(features, labels)
+    theirs = peer.decision_function(tested)
+    ours = probe.logits(tested)
+    # Logits may have any constant.
+    np.testing.assert_allclose(ours - ours.mean(1, keepdims=True), theirs - theirs.mean(1, keepdims=True), atol=0.05)
+    assert np.mean(ours.argmax(1) == expected) == pytest.approx(peer.score(tested, expected), abs=0.002)
+
+
+def test_discriminant_analysis_of_one_record_a_class_is_the_nearest_record(digits, one_device):
+    features, labels, tested, _ = digits
+    first = np.array([np.flatnonzero(labels == label)[0] for label in range(CLASSES)])
+    probe = fit_lda(features[first], labels[first], CLASSES, mesh=one_device)
+    distances = np.linalg.norm(tested[:, None] - features[first], axis=2)
+    chosen = distances[np.arange(len(tested)), probe.logits(tested).argmax(1)]
+    # Two may be equally near.
+    np.testing.assert_allclose(chosen, distances.min(1), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:self.within_class_std_dev_ has at least 1 zero")
+def test_the_nearest_mean_is_scikit_learns_nearest_centroid_of_directions(digits):
+    features, labels, tested, expected = digits
+    probe = fit_means(features, labels, CLASSES)
+    centre = features.mean(0)
+    peer = NearestCentroid().fit(normalize(features - centre), labels)
+    np.testing.assert_array_equal(probe.logits(tested).argmax(1), peer.predict(normalize(tested - centre)))
+    assert np.mean(probe.logits(tested).argmax(1) == expected) > 0.85
+
+
+def test_a_class_without_records_is_never_the_nearest(digits):
+    features, labels, tested, _ = digits
+    without = labels != 4
+    predicted = fit_means(features[without], labels[without], CLASSES).logits(tested).argmax(1)
+    assert set(predicted) == set(range(CLASSES)) - {4}
+
+
+def cosine_votes(features, labels, tested, neighbours):
+    peer = KNeighborsClassifier(neighbours, metric="cosine", weights=lambda distances: np.exp((1 - distances) / 0.07))
+    return peer.fit(features, labels).predict_proba(tested)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_nearest_neighbours_vote_as_scikit_learns_do(digits, devices, monkeypatch):
+    # Small blocks, so that there are several of both, and none is full.
+    monkeypatch.setattr(probes, "QUERIES", 100)
+    monkeypatch.setattr(probes, "BLOCK", 64)
+    features, labels, tested, _ = digits
+    mesh = make_mesh(-1, devices=jax.devices()[:devices])
+    votes = nearest_neighbours(features, labels, CLASSES, tested, mesh=mesh)
+    assert votes.shape == (len(tested), CLASSES)
+    theirs = cosine_votes(features, labels, tested, 20)
+    np.testing.assert_allclose(votes / votes.sum(1, keepdims=True), theirs, atol=1e-3)
+
+
+def test_all_records_vote_where_there_are_few(digits, one_device):
+    features, labels, tested, _ = digits
+    votes = nearest_neighbours(features[:7], labels[:7], CLASSES, tested, mesh=one_device)
+    np.testing.assert_allclose(
+        (votes / votes.sum(1, keepdims=True))[:, :7], cosine_votes(features[:7], labels[:7], tested, 7), atol=1e-4
+    )
