@@ -10,6 +10,7 @@ import typer
 from pcls.cli.data_bench import bench
 from pcls.cli.data_convert import convert
 from pcls.cli.data_doctor import doctor
+from pcls.cli.data_imbalance import imbalance
 from pcls.cli.data_show import show
 
 # Means and deviations.
@@ -72,4 +73,5 @@ def statistics_text(values: Sequence[float]) -> str:
 app.command()(show)
 app.command()(bench)
 app.command()(doctor)
+app.command()(imbalance)
 app.command()(convert)

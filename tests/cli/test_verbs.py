@@ -36,6 +36,7 @@ VERBS = [
     ["data", "show"],
     ["data", "bench"],
     ["data", "doctor"],
+    ["data", "imbalance"],
     ["data", "convert"],
 ]
 

@@ -146,7 +146,5 @@ def test_every_evaluation_sees_the_adjusted_head(adjusted_runs):
 
 def test_a_head_without_bias_cannot_be_adjusted(tiny, tmp_path):
     overrides = {"model.head": "cosine", "imbalance.posthoc_adjustment": 1.0, "run.dir": str(tmp_path / "run")}
-    with pytest.raises(
-        UserError, match=r"moves the bias of the head, and that of cnn28 with model\.head=cosine"
-    ):
+    with pytest.raises(UserError, match=r"moves the bias of the head, and that of cnn28 with model\.head=cosine"):
         pcls.train("digits_cnn", tiny | overrides)
