@@ -21,6 +21,7 @@ from pcls.models.convnext import ConvNeXt
 from pcls.models.registry import MODELS
 from pcls.models.resnet import BasicBlock, Bottleneck, ResNet
 from pcls.models.sequencer import Sequencer2D
+from pcls.models.speednet import SpeedNet
 
 TINY = ["train.duration=3 steps", "train.batch_size=16", "evaluate.every=3 steps", "checkpoint.every=3 steps"]
 ANY_NUMBER = ["data.expect_classes=0", "data.expect_records=0"]
@@ -42,6 +43,7 @@ TWINS = {
     "mnist_pixels_lru": ["data.image_size=8", "optimizer.warmup=1 steps"],
     "mnist_pixels_mingru": ["data.image_size=8", "optimizer.warmup=1 steps"],
     "cifar10_resnet18": [*ANY_NUMBER, "data.source=folder", "optimizer.warmup=1 steps"],
+    "cifar10_speed": [*ANY_NUMBER, "data.source=folder", "optimizer.warmup=1 steps", "batch_norm.recalibrate=1 steps"],
 }
 
 
@@ -53,6 +55,7 @@ def narrow_networks() -> Iterator[None]:
         "resnet18": partial(ResNet, BasicBlock, depths),
         "resnet18_cifar": partial(ResNet, BasicBlock, depths, small_images=True),
         "resnet50": partial(ResNet, Bottleneck, depths),
+        "speednet": partial(SpeedNet, widths=(8, 16, 16)),
         "convnext_tiny": partial(ConvNeXt, depths, widths),
         "sequencer2d_s": partial(Sequencer2D, (1, 1), (8, 16), (7, 2), remat=("none",) * 2),
     }
@@ -143,7 +146,7 @@ def labels_held_out(source: str) -> range:
 
 def test_the_recipes_that_scripts_rely_on_are_there() -> None:
     expected = {"mnist_cnn", "mnist_rnn", "fashion_mnist_cnn", "fashion_mnist_rnn", "digits_cnn", "digits_rnn"}
-    expected |= {"folder_resnet18", "cifar10_resnet18"}
+    expected |= {"folder_resnet18", "cifar10_resnet18", "cifar10_speed"}
     expected |= {"imagenet_resnet50", "imagenet_resnet50_fast", "imagenet_convnext_tiny", "imagenet_sequencer2d_s"}
     expected |= {f"mnist_rows_{cell}" for cell in ("rnn", "gru", "lstm", "lru")} | {"fashion_mnist_rows_lstm"}
     expected |= {"mnist_pixels_lru", "mnist_pixels_mingru", "spoken_digits_lstm", "spoken_digits_crnn"}
