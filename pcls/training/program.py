@@ -461,7 +461,7 @@ def training_order(
     passes = math.ceil(recipe.train.duration.steps(order.epoch_steps) / order.pass_steps)
     if data.sampling == "progressive" and passes < 2:
         raise UserError(
-            "data.sampling=progressive moves from epoch to epoch, and the run is over before the second; "
+            "data.sampling=progressive moves with each pass over the records, and the run has only one; "
             "write a longer train.duration, or data.sampling=balanced"
         )
     if data.sampling == "natural" or labels is None:

@@ -44,7 +44,7 @@ def test_progressive_sampling_of_one_epoch_is_refused():
     with pytest.raises(UserError) as raised:
         order_of(**{"data.sampling": "progressive", "train.duration": "10 steps"})
     assert str(raised.value) == (
-        "data.sampling=progressive moves from epoch to epoch, and the run is over before the second; "
+        "data.sampling=progressive moves with each pass over the records, and the run has only one; "
         "write a longer train.duration, or data.sampling=balanced"
     )
 
