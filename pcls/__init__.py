@@ -14,7 +14,7 @@ Importing pcls is cheap: jax is imported when a function that needs it is called
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pcls.evaluation.metrics import Evaluation
     from pcls.planning.plan import RecipePlan
     from pcls.run.session import Run
+    from pcls.run.sweep import Sweep
     from pcls.run.train import Start
     from pcls.training.rate_finder import RateCurve
     from pcls.transfer.advise import Advice
@@ -45,6 +46,7 @@ __all__ = [
     "plan",
     "report",
     "resume",
+    "sweep",
     "train",
 ]
 
@@ -140,6 +142,57 @@ def find_rate(
     from pcls.run.rate_finder import find_rate as find
 
     return find(resolved, _start(resolved), steps=steps, lowest=lowest, highest=highest)
+
+
+def sweep(
+    recipe: str | Path,
+    arguments: Sequence[str],
+    folder: str | Path,
+    *,
+    strategy: str = "random",
+    trials: int = 0,
+    seed: int = 0,
+    metric: str = "top1",
+    say: Callable[[str], None] | None = None,
+) -> Sweep:
+    """Trains a recipe with several settings; processes that are given the same folder share the work.
+
+    Args:
+      recipe: a YAML file, or the name of a recipe that comes with pcls.
+      arguments: `key=value`; tried are `log:a..b`, `a..b` and lists `a,b,c`; `train.seed` repeats each setting.
+      folder: of the sweep.
+      strategy: `random`, `grid` or `halving`.
+      trials: settings that are drawn by `random` and `halving`.
+      seed: of the draws.
+      metric: `top1`, `top5`, `balanced`, `macro_f1` or `loss`.
+      say: hears of every trial; None: standard error does.
+
+    Returns:
+      The settings, the best first.
+
+    Raises:
+      UserError: before anything starts: a key, a range or a recipe that cannot be, or another sweep's folder.
+      RestartRequested: stopped by Ctrl-C or SIGTERM; the same call goes on.
+    """
+    from pcls.run.trials import base_recipe, checked_strategy, read_space
+
+    # All that can be told without jax, at once.
+    chosen = checked_strategy(strategy)
+    base_recipe(str(recipe), read_space(arguments))
+
+    from pcls.run.sweep import sweep as run_sweep
+
+    return run_sweep(
+        str(recipe),
+        arguments,
+        Path(folder),
+        strategy=chosen,
+        trials=trials,
+        seed=seed,
+        metric=metric,
+        start_of=_start,
+        say=say or _to_stderr,
+    )
 
 
 def evaluate(run: str | Path | Run) -> Evaluation:

@@ -22,6 +22,7 @@ from pcls.cli.plan import plan
 from pcls.cli.predict import predict
 from pcls.cli.report import report
 from pcls.cli.resume import resume
+from pcls.cli.sweep import sweep
 from pcls.cli.train import train
 from pcls.errors import PclsError, UserError
 
@@ -37,6 +38,7 @@ app.command("resume")(resume)
 app.command("finetune")(finetune)
 app.command("advise")(advise)
 app.command("lr")(lr)
+app.command("sweep")(sweep)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
 app.command("report")(report)

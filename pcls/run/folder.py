@@ -103,24 +103,37 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"run.dir {self.path}: cannot be written ({error.strerror})") from error
         lock = self.path / "lock"
-        me = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
-        while not _create(lock, me):
-            found = _identity(lock)
-            holder = _holder(lock)
-            if holder is None and _age(lock) < UNWRITTEN_LOCK_SECONDS:
-                # Made a moment ago and not written yet.
-                time.sleep(0.1)
-                continue
-            if holder is not None and _alive(holder):
-                raise UserError(
-                    f"{self.path}: process {holder['pid']} on {holder['host']} is writing this run; stop it first, "
-                    f"or delete {lock} if you know that it is gone"
-                )
-            _remove(lock, found)
+        holder = take(lock)
+        if holder is not None:
+            raise UserError(
+                f"{self.path}: process {holder['pid']} on {holder['host']} is writing this run; stop it first, "
+                f"or delete {lock} if you know that it is gone"
+            )
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def take(lock: Path) -> dict[str, Any] | None:
+    """Makes a lock file that names this process's host, pid and start; one of a dead process of this host is replaced.
+
+    Returns:
+      None: this process holds the lock now, and removes the file in the end. Else the `host`, `pid` and `started` of
+      the process that holds it: a live one, or one of another host, of which nobody here can know.
+    """
+    me = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
+    while not _create(lock, me):
+        found = _identity(lock)
+        holder = _holder(lock)
+        if holder is None and _age(lock) < UNWRITTEN_LOCK_SECONDS:
+            # Made a moment ago and not written yet.
+            time.sleep(0.1)
+            continue
+        if holder is not None and _alive(holder):
+            return holder
+        _remove(lock, found)
+    return None
 
 
 def _write(path: Path, text: str) -> None:

@@ -28,6 +28,7 @@ VERBS = [
     ["models", "list"],
     ["advise"],
     ["lr"],
+    ["sweep"],
     ["models", "info"],
     ["models", "search"],
     ["models", "import"],
