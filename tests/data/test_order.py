@@ -1,5 +1,6 @@
 """The order of records: a permutation in every epoch, a pure function of its arguments, without a visible pattern."""
 
+import copy
 import time
 from fractions import Fraction
 
@@ -341,6 +342,14 @@ def test_a_sampled_order_starts_anywhere(tail, repeats):
 def test_a_sampled_order_is_the_same_on_every_machine_and_version():
     records, epochs = sampled("square_root", 6, labels=np.arange(130) ** 2 % 7).records_of_step(1000)
     assert (records.tolist(), epochs.tolist()) == ([114, 42, 108, 29, 56, 7], [43, 61, 43, 44, 60, 61])
+
+
+def test_a_copy_in_another_process_finds_the_same_records():
+    order = sampled("progressive", 16, passes=3)
+    before = order.records_of_step(20)
+    sent = copy.deepcopy(order)
+    assert np.array_equal(sent.records_of_step(20), before)
+    assert np.array_equal(sent.records_of_step(3), order.records_of_step(3))
 
 
 def test_seeds_mix_places_and_classes_apart():

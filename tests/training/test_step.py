@@ -173,6 +173,31 @@ def test_a_mixed_batch_is_trained_towards_both_labels_by_their_shares(step_with,
     assert_same(after.params, descended(state.params, grads))
 
 
+def test_each_label_of_a_mixed_image_weighs_as_its_class(optimizer, state):
+    settings = {"augment.mixup": 0.8, "imbalance.class_weights": "given", "imbalance.weights": {"b": 5.0, "c": 0.2}}
+    batch, counts = batch_of(0), np.array([7, 2, 3])
+    recipe = with_overrides(Recipe(), settings | {"train.ema_decay": DECAY, "batch_norm.momentum": MOMENTUM})
+    keys = record_keys(jax.random.wrap_key_data(state.key), batch.epoch, batch.record)
+    mixed = mix(batch.image, batch.label, batch.weight, keys, recipe.augment)
+    images, others, share = jax.tree.map(np.asarray, mixed)
+    weights = np.array([1, 5, 0.2]) * counts.sum() / (np.array([1, 5, 0.2]) @ counts)
+
+    def errors(logits, _):
+        (mine, of_mine), (theirs, of_theirs) = (
+            softmax_errors(logits, np.eye(CLASSES)[labels]) for labels in (batch.label, others)
+        )
+        own, other = share * weights[batch.label], (1 - share) * weights[others]
+        return own * mine + other * theirs, own[:, None] * of_mine + other[:, None] * of_theirs
+
+    params = jax.tree.map(np.float64, state.params)
+    loss, _, grads = numpy_gradients(params, batch._replace(image=images), errors)
+    weighted = loss_of(recipe, counts, class_names=("a", "b", "c"))
+    step = jax.jit(make_train_step(Linear(), optimizer, recipe, PREPROCESSING, loss_of=weighted))
+    after, metrics = step(state, batch)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    assert_same(after.params, descended(state.params, grads))
+
+
 def test_what_is_erased_is_the_mean_colour(step_with, state):
     batch = batch_of(0)
     step = step_with(**{"augment.erase": 1.0})
