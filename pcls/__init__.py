@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from pcls.config.load import Overrides
     from pcls.deliver.predict import Classifier
     from pcls.evaluation.metrics import Evaluation
+    from pcls.evaluation.paired import Comparison
     from pcls.planning.plan import RecipePlan
+    from pcls.run.calibrate import Calibrated
     from pcls.run.session import Run
     from pcls.run.sweep import Sweep
     from pcls.run.train import Start
@@ -38,6 +40,8 @@ __all__ = [
     "RestartRequested",
     "UserError",
     "advise",
+    "calibrate",
+    "compare",
     "demo",
     "evaluate",
     "find_rate",
@@ -195,11 +199,54 @@ def sweep(
     )
 
 
-def evaluate(run: str | Path | Run) -> Evaluation:
-    """Evaluates the newest checkpoint of a run on its held-out records; every one is counted, once."""
+def evaluate(
+    run: str | Path | Run, *, data: str | Path = "", labels: str | Path = "", by: str = "", tta: str = ""
+) -> Evaluation:
+    """Evaluates the newest checkpoint of a run on its held-out records; every one is counted, once.
+
+    Args:
+      run: a run or its folder; with `data` also a bundle's folder, or public weights by name.
+      data: another set, named as in `finetune`, on which the bundle is evaluated: its evaluation part, else all of it.
+        Its classes are those of the model, or some of them, by name or by number. Empty: the run's own.
+      labels: a JSON file with several right answers a record of `data`, as ImageNet-ReaL's.
+      by: a column of the manifest, for each of whose values accuracy is told too.
+      tta: `none`, `mirror` or `shift`, instead of what the recipe says.
+    """
+    if data:
+        from pcls.run.other_data import evaluate_on
+        from pcls.transfer.start import open_bundle
+
+        return evaluate_on(open_bundle(_path(run)), str(data), labels=str(labels), by=by, tta=tta)
+    if labels:
+        raise UserError("--labels is for the records of another set; name it: --data FOLDER")
+
     from pcls.run.evaluate import evaluate_run
 
-    return evaluate_run(_path(run))
+    return evaluate_run(_path(run), tta=tta, by=by)
+
+
+def calibrate(run: str | Path | Run, *, method: str = "auto", records: int = 0) -> Calibrated:
+    """Calibrates the probabilities of a finished run on its held-out records; its bundle then predicts with it.
+
+    Args:
+      run: a run or its folder.
+      method: `temperature`, `vector` (a scale and a bias a class), `none` (takes it away), or `auto`.
+      records: held-out records to take at most; 0: all.
+    """
+    from pcls.run.calibrate import calibrate_run
+
+    return calibrate_run(_path(run), method=method, records=records)
+
+
+def compare(first: str | Path | Run, second: str | Path | Run) -> Comparison:
+    """Compares two finished runs on the same held-out records, in pairs.
+
+    Raises:
+      UserError: their records or classes are not the same, or one of them is not finished.
+    """
+    from pcls.run.compare import compare_runs
+
+    return compare_runs(_path(first), _path(second))
 
 
 def report(run: str | Path | Run) -> Path:

@@ -11,6 +11,8 @@ import typer
 
 from pcls.cli.advise import advise
 from pcls.cli.bench import bench
+from pcls.cli.calibrate import calibrate
+from pcls.cli.compare import compare
 from pcls.cli.config import app as config_app
 from pcls.cli.data import app as data_app
 from pcls.cli.demo import demo
@@ -40,6 +42,8 @@ app.command("advise")(advise)
 app.command("lr")(lr)
 app.command("sweep")(sweep)
 app.command("eval")(evaluate)
+app.command("calibrate")(calibrate)
+app.command("compare")(compare)
 app.command("predict")(predict)
 app.command("report")(report)
 app.command("plan")(plan)

@@ -57,12 +57,14 @@ class Classifier:
         self.preprocessing = bundle.preprocessing
         definition, dtype = bundle.definition(), jnp.dtype(bundle.precision)
         self._any_length = definition.takes_lengths
+        calibration = bundle.calibration
         self._params, self._stats = jax.device_put((dict(bundle.params), dict(bundle.stats)))
 
         @jax.jit
         def probabilities(params: Arrays, stats: Arrays, images: jax.Array, lengths: jax.Array | None) -> jax.Array:
             inputs = normalise(images, bundle.preprocessing, dtype, lengths)
-            return jax.nn.softmax(definition.apply(params, stats, inputs, lengths=lengths)[0].astype(jnp.float32))
+            logits = definition.apply(params, stats, inputs, lengths=lengths)[0].astype(jnp.float32)
+            return jax.nn.softmax(logits if calibration is None else calibration(logits))
 
         self._probabilities = probabilities
 

@@ -13,8 +13,13 @@ from jax import Array
 from pcls.data.augment import normalise
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
+from pcls.errors import UserError
 from pcls.evaluation.metrics import Evaluation
+from pcls.evaluation.quality import Scores, quality
 from pcls.nn.module import Arrays, ModelDef
+
+# What the logits of a set may take on the host: those of ImageNet's validation set take 0.2 GB.
+LOGITS_BYTES = 2 << 30
 
 EvaluationStep = Callable[[Arrays, Arrays, Batch], dict[str, Array]]
 
@@ -26,7 +31,7 @@ class Predictions:
     Attributes:
       records: [n] int64 record numbers.
       labels, predicted: [n] int64 class numbers.
-      probability: [n] float64, of the predicted class.
+      probability: [n] float64, of the predicted class, calibrated where the evaluation is.
     """
 
     records: np.ndarray
@@ -41,6 +46,9 @@ def make_evaluation_step(
     precision: str,
     loss: Callable[[Array, Array], Array],
     tta: str = "none",
+    calibration: Callable[[Array], Array] | None = None,
+    *,
+    with_logits: bool = False,
 ) -> EvaluationStep:
     """The evaluation step: `(params, stats, batch) -> numbers`.
 
@@ -48,11 +56,14 @@ def make_evaluation_step(
       model, preprocessing, precision: of the run.
       loss: logits [batch, classes] and labels [batch] to [batch].
       tta: the views of an image whose logits are averaged, a key of `VIEWS`.
+      calibration: [batch, classes] logits to those whose softmax are the probabilities; None: they are that themselves.
+        The loss is always that of the model as it was trained.
+      with_logits: whether to hand out the logits too, as they are before the calibration.
 
     Returns:
       The step, to be compiled. Of its numbers `top1`, `top5` and `weight` are counts over the batch (float32 scalars);
-      `record`, `label`, `predicted` ([batch] int32), `loss`, `probability` (of the predicted class) and `counted`
-      ([batch] float32) are those of each row.
+      `record`, `label`, `predicted` ([batch] int32), `loss`, `nll`, `brier`, `probability` (of the predicted class) and
+      `counted` ([batch] float32) are those of each row, and so is `logits` ([batch, classes] float32) if asked for.
     """
     dtype = jnp.dtype(precision)
 
@@ -63,14 +74,17 @@ def make_evaluation_step(
             normalise(batch.image, preprocessing, dtype, batch.length),
             tta,
         )
-        log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+        raw = logits.astype(jnp.float32)
+        scaled = raw if calibration is None else calibration(raw)
+        log_probabilities = jax.nn.log_softmax(scaled)
         own = jnp.take_along_axis(log_probabilities, batch.label[:, None], 1)
         # Classes that do not score lower, of equal ones those that come first: the rank that a stable sort would give.
         # "Not lower" instead of "higher": against NaN both are false, and a model that answers NaN is never right.
         earlier = jnp.arange(logits.shape[-1]) < batch.label[:, None]
         ahead = ~(log_probabilities <= own) | ((log_probabilities == own) & earlier)
         rank = jnp.sum(ahead, -1)
-        return {
+        probabilities = jnp.exp(log_probabilities)
+        numbers = {
             "top1": jnp.sum((rank < 1) * batch.weight),
             "top5": jnp.sum((rank < 5) * batch.weight),
             "weight": jnp.sum(batch.weight),
@@ -78,9 +92,12 @@ def make_evaluation_step(
             "label": batch.label,
             "predicted": log_probabilities.argmax(-1).astype(jnp.int32),
             "loss": loss(logits, batch.label),
+            "nll": -own[:, 0],
+            "brier": jnp.sum(probabilities**2, -1) - 2 * jnp.exp(own[:, 0]) + 1,
             "probability": jnp.exp(log_probabilities.max(-1)),
             "counted": batch.weight,
         }
+        return numbers | {"logits": raw} if with_logits else numbers
 
     return evaluation_step
 
@@ -137,7 +154,8 @@ def count(
       class_names: in label order.
     """
     sums = dict.fromkeys(("top1", "top5", "weight"), 0.0)
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("record", "label", "predicted", "loss", "probability")}
+    names = ("record", "label", "predicted", "loss", "nll", "brier", "probability")
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for output in map(jax.device_get, outputs):
         for name in sums:
             sums[name] += float(output[name])
@@ -152,6 +170,9 @@ def count(
         predicted=joined["predicted"][order].astype(np.int64),
         probability=joined["probability"][order].astype(np.float64),
     )
+    # A model that answers NaN is sure of nothing.
+    confidence = np.nan_to_num(predictions.probability, nan=0.0)
+    nll, brier = (joined[name][order].astype(np.float64) for name in ("nll", "brier"))
     n = round(sums["weight"])
     evaluation = Evaluation(
         n=n,
@@ -162,8 +183,50 @@ def count(
         top5=sums["top5"] / max(n, 1),
         confusion=confusion_counts(predictions.labels, predictions.predicted, len(class_names)),
         class_names=class_names,
+        quality=quality(Scores(nll, brier, confidence, predictions.labels == predictions.predicted)),
     )
     return evaluation, predictions
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What the model says of each counted record, in record order.
+
+    Attributes:
+      records, labels: [n] int64.
+      logits: [n, classes] float32.
+    """
+
+    records: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+
+
+def collect_logits(outputs: Iterable[dict[str, Array]], *, size: int, classes: int) -> Logits:
+    """Gathers the logits of evaluation steps that hand them out; on the host.
+
+    Args:
+      outputs: of `make_evaluation_step(..., with_logits=True)`.
+      size: records in the set; those that could not be decoded are left out.
+      classes: of the model.
+
+    Raises:
+      UserError: they would take more than `LOGITS_BYTES`.
+    """
+    if (needed := 4 * size * classes) > LOGITS_BYTES:
+        raise UserError(
+            f"the logits of {size:,} records and {classes:,} classes take {needed / 1e9:.1f} GB, and "
+            f"{LOGITS_BYTES / 1e9:.1f} GB are allowed; take fewer records: --records {LOGITS_BYTES // (4 * classes)}"
+        )
+    # Put down where they belong: sorting them afterwards would take the memory twice.
+    logits, labels = np.zeros((size, classes), np.float32), np.full(size, -1, np.int64)
+    for output in map(jax.device_get, outputs):
+        counted = output["counted"] > 0
+        records = output["record"][counted]
+        logits[records], labels[records] = output["logits"][counted], output["label"][counted]
+    records = np.flatnonzero(labels >= 0)
+    whole = len(records) == size
+    return Logits(records, labels if whole else labels[records], logits if whole else logits[records])
 
 
 def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

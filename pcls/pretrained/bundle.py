@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax import Array
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -22,6 +23,31 @@ from pcls.nn.module import ModelDef
 
 FORMAT = 1
 WEIGHTS, FACTS = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What makes probabilities of a trained model's logits: `softmax(scale * logits + bias)`.
+
+    Attributes:
+      method: `temperature` (one scale, no bias) or `vector` (both for each class).
+      scale, bias: one number, or one a class.
+      fitted: records that it was fitted to.
+    """
+
+    method: str
+    scale: tuple[float, ...]
+    bias: tuple[float, ...]
+    fitted: int
+
+    def __call__(self, logits: Array) -> Array:
+        """[..., classes] calibrated logits, float32."""
+        return logits * np.array(self.scale, np.float32) + np.array(self.bias, np.float32)
+
+    def __str__(self) -> str:
+        if self.method == "temperature":
+            return f"temperature {1 / self.scale[0]:.4g}, fitted to {self.fitted:,} held-out records"
+        return f"scale and bias of each class, fitted to {self.fitted:,} held-out records"
 
 
 @dataclass(frozen=True)
@@ -39,6 +65,7 @@ class Bundle:
       options: of `define_model`, where the architecture is not the model's customary one.
       origin: where public weights came from: `name`, `source`, `revision` and `licence`, those that are known; empty:
         trained here from scratch.
+      calibration: of the probabilities; None: they are the softmax of the logits.
     """
 
     model: str
@@ -51,6 +78,7 @@ class Bundle:
     path: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def definition(self, classes: int | None = None, channels: int | None = None) -> ModelDef:
         """The model without its arrays, with as many classes and channels as its own or as given."""
@@ -74,7 +102,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     try:
         temporary.mkdir(parents=True)
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary / WEIGHTS)
-        facts = {
+        facts: dict[str, Any] = {
             "format": FORMAT,
             "model": bundle.model,
             "options": dict(bundle.options),
@@ -85,6 +113,8 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
             "origin": dict(bundle.origin),
             "weights_sha256": _sha256(temporary / WEIGHTS),
         }
+        if bundle.calibration is not None:
+            facts["calibration"] = vars(bundle.calibration)
         facts["facts_sha256"] = _facts_sha256(facts)
         (temporary / FACTS).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -123,6 +153,10 @@ def load_bundle(folder: Path) -> Bundle:
             options=ModelSection.model_validate({"name": facts["model"], **facts.get("options", {})}).architecture,
             # Bundles that were saved before there were public weights lack the key.
             origin={str(key): str(value) for key, value in facts.get("origin", {}).items()},
+            # Only those that were calibrated have it.
+            calibration=_calibration(facts["calibration"], len(facts["class_names"]))
+            if "calibration" in facts
+            else None,
         )
         digest = facts["weights_sha256"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -130,6 +164,22 @@ def load_bundle(folder: Path) -> Bundle:
     if not (folder / WEIGHTS).is_file() or _sha256(folder / WEIGHTS) != digest:
         raise UserError(f"{folder / WEIGHTS}: is missing or differs from the digest in {FACTS}; copy the bundle again")
     return _with_arrays(bundle, folder / WEIGHTS)
+
+
+def _calibration(values: Mapping[str, Any], classes: int) -> Calibration:
+    """ValueError for what would be broadcast to some other number of classes, or make probabilities of nothing."""
+    found = Calibration(
+        str(values["method"]),
+        tuple(map(float, values["scale"])),
+        tuple(map(float, values["bias"])),
+        int(values["fitted"]),
+    )
+    size = {"temperature": 1, "vector": classes}.get(found.method)
+    if size is None or len(found.scale) != size or len(found.bias) != size:
+        raise ValueError(f"calibration {found.method!r} of {len(found.scale)} scales for {classes} classes")
+    if not np.isfinite(np.array([*found.scale, *found.bias])).all() or (size == 1 and found.scale[0] <= 0):
+        raise ValueError("a calibration that is not finite, or a temperature that is not above 0")
+    return found
 
 
 def _with_arrays(bundle: Bundle, path: Path) -> Bundle:

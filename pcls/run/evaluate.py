@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -11,39 +13,66 @@ import numpy as np
 from jax import Array
 
 from pcls.checkpoint.store import CheckpointStore
+from pcls.config import Recipe
+from pcls.config.load import with_overrides
+from pcls.config.schema import DataSection
 from pcls.data.pipeline import evaluation_batches
 from pcls.data.preprocessing import Preprocessing
+from pcls.data.sources.remote import is_url
+from pcls.data.sources.source import Source
 from pcls.data.workers import usable_cores
 from pcls.errors import UserError
-from pcls.evaluation.count import Predictions, count, make_evaluation_step
-from pcls.evaluation.metrics import Evaluation
+from pcls.evaluation.count import (
+    EvaluationStep,
+    Logits,
+    Predictions,
+    collect_logits,
+    count,
+    make_evaluation_step,
+)
+from pcls.evaluation.metrics import Evaluation, by_value
+from pcls.evaluation.quality import quality_of
 from pcls.nn.module import Arrays
 from pcls.parallel.mesh import replicated
 from pcls.parallel.processes import agreed, is_main, place
 from pcls.parallel.tuning import tune_process
+from pcls.pretrained.bundle import Calibration, load_bundle
 from pcls.run.folder import RunFolder
 from pcls.run.setup import Setup, prepare
 from pcls.training.losses import LOSSES
 
 EVALUATION, PREDICTIONS, PREPROCESSING = "evaluation.json", "predictions.npz", "preprocessing.json"
+CALIBRATED_PLAIN = "the calibration was fitted to images without other views, and these are means over views"
 
 
 class Evaluator:
-    """Counts a setup's evaluation records exactly; compiled once, called for many weights."""
+    """Counts a setup's evaluation records exactly; compiled once, called for many weights.
 
-    def __init__(self, setup: Setup):
+    Args:
+      setup: of the model and the records.
+      calibration: of the probabilities; None: they are the softmax of the logits.
+    """
+
+    def __init__(self, setup: Setup, calibration: Calibration | None = None):
         self._setup = setup
-        recipe, shardings = setup.recipe, setup.state_shardings
+        self._calibration = calibration
+        shardings = setup.state_shardings
+        # Once an evaluation: averaged weights may be split over all devices.
+        self.gathered = jax.jit(lambda arrays: arrays, out_shardings=(shardings.params, shardings.stats))
+        self._step = self._compiled(with_logits=False)
+
+    def _compiled(self, *, with_logits: bool) -> EvaluationStep:
+        setup, recipe, shardings = self._setup, self._setup.recipe, self._setup.state_shardings
         step = make_evaluation_step(
             setup.model,
             setup.dataset.preprocessing,
             recipe.train.precision,
             LOSSES[recipe.train.loss],
             recipe.evaluate.tta,
+            self._calibration,
+            with_logits=with_logits,
         )
-        # Once an evaluation: averaged weights may be split over all devices.
-        self.gathered = jax.jit(lambda arrays: arrays, out_shardings=(shardings.params, shardings.stats))
-        self._step = jax.jit(
+        return jax.jit(
             step,
             in_shardings=(shardings.params, shardings.stats, setup.batch_sharding),
             # Whole on every device, so that every process counts the same.
@@ -53,10 +82,25 @@ class Evaluator:
     def __call__(self, params: Arrays, stats: Arrays) -> tuple[Evaluation, Predictions]:
         """Evaluates these weights."""
         dataset = self._setup.dataset
-        outputs = self._outputs(*self.gathered((params, stats)))
-        return count(outputs, size=len(dataset.evaluation), class_names=dataset.class_names)
+        outputs = self._outputs(self._step, *self.gathered((params, stats)))
+        evaluation, predictions = count(outputs, size=len(dataset.evaluation), class_names=dataset.class_names)
+        described = str(self._calibration) if self._calibration else ""
+        return replace(evaluation, train_counts=self._train_counts, calibration=described), predictions
 
-    def _outputs(self, params: Arrays, stats: Arrays) -> Iterator[dict[str, Array]]:
+    @cached_property
+    def _train_counts(self) -> tuple[int, ...]:
+        dataset = self._setup.dataset
+        counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
+        # A set that nothing is trained on is evaluated as a whole.
+        return () if dataset.train is dataset.evaluation else tuple(counts.tolist())
+
+    def logits(self, params: Arrays, stats: Arrays) -> Logits:
+        """The logits of every record, once each; UserError where they would take too much memory."""
+        dataset = self._setup.dataset
+        outputs = self._outputs(self._compiled(with_logits=True), *self.gathered((params, stats)))
+        return collect_logits(outputs, size=len(dataset.evaluation), classes=len(dataset.class_names))
+
+    def _outputs(self, step: EvaluationStep, params: Arrays, stats: Arrays) -> Iterator[dict[str, Array]]:
         setup, size = self._setup, self._setup.recipe.evaluation_batch_size
         with evaluation_batches(
             setup.dataset.evaluation,
@@ -67,19 +111,27 @@ class Evaluator:
             buckets=setup.dataset.evaluation_buckets,
         ) as batches:
             for batch in batches:
-                yield self._step(params, stats, place(batch, setup.batch_sharding, size))
+                yield step(params, stats, place(batch, setup.batch_sharding, size))
 
 
-def evaluate_run(path: str | Path) -> Evaluation:
-    """Evaluates the newest checkpoint of a run and keeps the result in its folder.
+def evaluate_run(path: str | Path, *, tta: str = "", by: str = "") -> Evaluation:
+    """Evaluates the newest checkpoint of a run, and keeps the result in its folder.
+
+    Probabilities are calibrated as the run's bundle says, where that is of this checkpoint.
+
+    Args:
+      path: the run's folder.
+      tta: views of an image, as `evaluate.tta`; the result is then not kept. Empty: as the recipe says.
+      by: a column of the run's manifest: accuracy for each of its values too. Empty: none.
 
     Raises:
-      UserError: no run, no checkpoint, or the data is gone.
+      UserError: no run, no checkpoint, no such column, or the data is gone.
     """
     tune_process()
     folder = RunFolder(path)
-    recipe = folder.recipe()
+    recipe = with_tta(folder.recipe(), tta)
     setup = prepare(recipe, saved_preprocessing(folder))
+    values = column_values(recipe.data, setup.dataset.evaluation, by) if by else []
     store = CheckpointStore(folder.checkpoints, keep=recipe.checkpoint.keep, warn=_warn, agree=agreed)
     try:
         restored = store.restore(setup.state_shapes, rename=False)
@@ -87,11 +139,46 @@ def evaluate_run(path: str | Path) -> Evaluation:
         store.close()
     if restored is None:
         raise UserError(f"{folder.path}: has no checkpoint to evaluate; continue it with: pcls resume {folder.path}")
-    state, _ = restored
-    evaluation, predictions = Evaluator(setup)(*setup.deliverable(state))
-    if is_main():
+    state, step = restored
+    calibration = delivered_calibration(folder, step)
+    evaluation, predictions = Evaluator(setup, calibration)(*setup.deliverable(state))
+    if calibration and recipe.evaluate.tta != "none":
+        evaluation = replace(evaluation, notices=(CALIBRATED_PLAIN,))
+    if is_main() and not tta:
         keep_evaluation(folder, evaluation, predictions)
-    return evaluation
+    return parted(evaluation, predictions, by, values) if by else evaluation
+
+
+def with_tta(recipe: Recipe, tta: str) -> Recipe:
+    """The recipe with other views of an image; UserError where there are no such."""
+    return with_overrides(recipe, {"evaluate.tta": tta}) if tta else recipe
+
+
+def delivered_calibration(folder: RunFolder, step: int) -> Calibration | None:
+    """The calibration in a finished run's bundle, if its weights are those of a step."""
+    status = folder.status()
+    finished = status.get("status") == "finished" and status.get("step") == step
+    return load_bundle(folder.bundle).calibration if finished and folder.bundle.is_dir() else None
+
+
+def column_values(section: DataSection, source: Source, column: str) -> list[str]:
+    """The value of a manifest's column for each record of a part of it; UserError for other data."""
+    if section.source != "manifest" or is_url(section.path):
+        where = "a manifest at a URL" if section.source == "manifest" else f"data.source={section.source}"
+        raise UserError(
+            f"--by {column}: is for manifests (CSV, TSV, Parquet) on this machine, and this is {where}; write its "
+            "records into one, with that column"
+        )
+    from pcls.data.sources.manifest import column_of
+
+    names = [source.name(record) for record in range(len(source))]
+    return column_of(Path(section.path).expanduser(), column, names)
+
+
+def parted(evaluation: Evaluation, predictions: Predictions, column: str, values: Sequence[str]) -> Evaluation:
+    """The evaluation with its records parted by the values of a column, one value a record of the set."""
+    own = [values[record] for record in predictions.records]
+    return replace(evaluation, column=column, subsets=by_value(own, predictions.labels, predictions.predicted))
 
 
 def _warn(text: str) -> None:
@@ -109,7 +196,14 @@ def keep_evaluation(folder: RunFolder, evaluation: Evaluation, predictions: Pred
     folder.write_json(
         EVALUATION,
         evaluation.summary()
-        | {"class_names": list(evaluation.class_names), "confusion": evaluation.confusion.tolist()},
+        | {
+            "class_names": list(evaluation.class_names),
+            "confusion": evaluation.confusion.tolist(),
+            "quality": None if evaluation.quality is None else asdict(evaluation.quality),
+            "train_counts": list(evaluation.train_counts),
+            "calibration": evaluation.calibration,
+            "notices": list(evaluation.notices),
+        },
     )
     temporary = folder.path / f"tmp-{PREDICTIONS}"
     np.savez_compressed(temporary, **vars(predictions))
@@ -120,7 +214,8 @@ def read_evaluation(folder: RunFolder) -> tuple[Evaluation, Predictions] | None:
     """The kept result of the run's last evaluation, or None."""
     values = folder.read_json(EVALUATION)
     path = folder.path / PREDICTIONS
-    if values is None or not path.is_file():
+    # One of an older version is made anew.
+    if values is None or "quality" not in values or not path.is_file():
         return None
     evaluation = Evaluation(
         n=values["n"],
@@ -130,6 +225,10 @@ def read_evaluation(folder: RunFolder) -> tuple[Evaluation, Predictions] | None:
         top5=values["top5"],
         confusion=np.asarray(values["confusion"], np.int64),
         class_names=tuple(values["class_names"]),
+        quality=None if values["quality"] is None else quality_of(values["quality"]),
+        train_counts=tuple(values["train_counts"]),
+        calibration=values["calibration"],
+        notices=tuple(values["notices"]),
     )
     with np.load(path) as arrays:
         return evaluation, Predictions(**{name: arrays[name] for name in arrays.files})

@@ -18,6 +18,8 @@ VERBS = [
     ["resume"],
     ["finetune"],
     ["eval"],
+    ["calibrate"],
+    ["compare"],
     ["predict"],
     ["report"],
     ["plan"],
@@ -81,7 +83,7 @@ def test_eval_prints_one_json_object_for_scripts(finished_run, said):
 def test_eval_prints_the_same_numbers_for_people(finished_run, said):
     code, lines, _ = said("eval", finished_run)
     assert code == 0
-    found = dict(line.split() for line in lines)
+    found = {line.split()[0]: line.split()[1] for line in lines if line}
     assert found["n"] == "359"
     assert float(found["top1"]) == pytest.approx(pcls.evaluate(finished_run).top1, abs=5e-5)
 

@@ -11,7 +11,9 @@ import pytest
 from pcls.data.pipeline import Batch, evaluation_batches
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.arrays import ArraySource
-from pcls.evaluation.count import count, make_evaluation_step, mean_logits
+from pcls.errors import UserError
+from pcls.evaluation.count import collect_logits, count, make_evaluation_step, mean_logits
+from pcls.evaluation.quality import quality, scores
 from pcls.parallel.mesh import batch_sharding, make_mesh, replicated
 from pcls.training.losses import LOSSES
 
@@ -225,3 +227,72 @@ def test_views_of_a_batch_that_is_split_stay_on_their_device():
     assert not re.findall(
         r"all-gather|all-to-all|collective-permute|all-reduce", some.lower(images).compile().as_text()
     )
+
+
+# Probabilities, calibration and logits
+
+
+def test_the_quality_of_the_probabilities_is_that_of_the_logits_in_float64():
+    images, labels = some_records()
+    found = evaluation_of(images, labels, 5, undecodable=(3,))[0].quality
+    left = np.setdiff1d(np.arange(RECORDS), [3])
+    expected = quality(scores(images[left] / 255 * 40, labels[left]))
+    for name in ("nll", "brier", "ece", "ece_equal_mass", "aurc"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5), name
+    assert [part.count for part in found.bins] == [part.count for part in expected.bins]
+
+
+def batch_of(images, labels, weight=None):
+    n = len(images)
+    return Batch(
+        image=images[:, None, :, None],
+        label=labels.astype(np.int32),
+        weight=np.ones(n, np.float32) if weight is None else weight,
+        record=np.arange(n, dtype=np.int32),
+        epoch=np.zeros(n, np.int32),
+    )
+
+
+def test_a_calibration_changes_the_probabilities_and_leaves_the_loss_alone():
+    images, labels = some_records()
+    preprocessing = Preprocessing(1, 7, 1, (0.0,), (1.0,))
+    scale, bias = np.float32([1, 2, 1, 1, 0.5, 1, 1]), np.float32([0, 0, 0.1, 0, 0, -0.2, 0])
+    plain = make_evaluation_step(Pixels(), preprocessing, "float32", LOSSES["softmax"])
+    calibrated = make_evaluation_step(
+        Pixels(), preprocessing, "float32", LOSSES["softmax"], calibration=lambda logits: logits * scale + bias
+    )
+    params = {"factor": jnp.float32(40)}
+    one, other = (jax.jit(step)(params, {}, batch_of(images, labels)) for step in (plain, calibrated))
+    np.testing.assert_array_equal(one["loss"], other["loss"])
+    expected = scores(images / 255 * 40 * scale + bias, labels)
+    np.testing.assert_allclose(other["nll"], expected.nll, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(other["brier"], expected.brier, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(other["probability"], expected.confidence, rtol=1e-5)
+    assert not np.array_equal(one["predicted"], other["predicted"])
+
+
+def test_logits_are_put_down_by_record_once_each_without_padding_or_what_cannot_be_decoded():
+    images, labels = some_records()
+    step = make_evaluation_step(
+        Pixels(), Preprocessing(1, 7, 1, (0.0,), (1.0,)), "float32", LOSSES["softmax"], with_logits=True
+    )
+    whole = batch_of(images, labels)
+    whole = whole._replace(weight=np.where(whole.record == 4, 0, 1).astype(np.float32))
+    # From the last record on, with a row of padding.
+    order = np.arange(RECORDS)[::-1]
+    last = jax.tree.map(lambda array: array[order[:7]], whole)
+    padded = jax.tree.map(lambda array: array[np.append(order[7:], 0)], whole)
+    padded = padded._replace(record=np.append(order[7:], -1), weight=np.append(whole.weight[order[7:]], 0))
+    outputs = [jax.jit(step)({"factor": jnp.float32(40)}, {}, batch) for batch in (last, padded)]
+    found = collect_logits(outputs, size=RECORDS, classes=7)
+    left = np.setdiff1d(np.arange(RECORDS), [4])
+    np.testing.assert_array_equal(found.records, left)
+    np.testing.assert_array_equal(found.labels, labels[left])
+    np.testing.assert_allclose(found.logits, images[left] / 255 * 40, rtol=1e-6)
+
+
+def test_logits_that_would_take_too_much_memory_are_refused_before_any_is_computed():
+    with pytest.raises(
+        UserError, match=r"60,000 records and 21,841 classes take 5\.2 GB, and 2\.1 GB are all"
+    ):
+        collect_logits(iter(()), size=60_000, classes=21_841)

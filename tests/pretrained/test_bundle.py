@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.models.registry import define_model
-from pcls.pretrained.bundle import FACTS, WEIGHTS, Bundle, load_bundle, save_bundle
+from pcls.pretrained.bundle import FACTS, WEIGHTS, Bundle, Calibration, load_bundle, save_bundle
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +239,44 @@ def test_a_truncated_or_lying_header_is_refused(folder, content):
 def test_a_bundle_may_be_copied_anywhere(bundle, folder, tmp_path):
     found = load_bundle(shutil.copytree(folder, tmp_path / "elsewhere"))
     np.testing.assert_array_equal(found.params["recurrent"], bundle.params["recurrent"])
+
+
+TEMPERATURE = Calibration("temperature", (0.5,), (0.0,), 180)
+
+
+def test_a_calibration_comes_back_and_a_bundle_without_one_says_nothing_of_it(bundle, folder, tmp_path):
+    assert "calibration" not in json.loads((folder / FACTS).read_text())
+    assert load_bundle(folder).calibration is None
+    vector = Calibration("vector", (0.5, 1.0, 1.5), (0.1, 0.0, -0.1), 90)
+    for calibration in (TEMPERATURE, vector):
+        save_bundle(replace(bundle, calibration=calibration), tmp_path / "calibrated")
+        assert load_bundle(tmp_path / "calibrated").calibration == calibration
+
+
+def test_a_calibration_is_part_of_what_the_digest_vouches_for(bundle, tmp_path):
+    save_bundle(replace(bundle, calibration=TEMPERATURE), tmp_path / "bundle")
+    facts = json.loads((tmp_path / "bundle" / FACTS).read_text())
+    facts["calibration"]["scale"] = [0.25]
+    (tmp_path / "bundle" / FACTS).write_text(json.dumps(facts))
+    assert "differs from its own digest" in refusal(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"method": "isotonic", "scale": [1], "bias": [0], "fitted": 9}, "calibration 'isotonic'"),
+        ({"method": "temperature", "scale": [1, 1, 1], "bias": [0], "fitted": 9}, "of 3 scales for 3 classes"),
+        ({"method": "vector", "scale": [1, 1], "bias": [0, 0], "fitted": 9}, "of 2 scales for 3 classes"),
+        ({"method": "vector", "scale": [1, 1, 1], "bias": [0], "fitted": 9}, "of 3 scales for 3 classes"),
+        ({"method": "temperature", "scale": [0], "bias": [0], "fitted": 9}, "not above 0"),
+        ({"method": "temperature", "scale": [float("nan")], "bias": [0], "fitted": 9}, "not finite"),
+        ({"method": "temperature", "scale": ["a"], "bias": [0], "fitted": 9}, "could not convert"),
+        ({"method": "temperature", "scale": [1]}, "'bias'"),
+        ("warm", "indices must be integers"),
+    ],
+)
+def test_a_calibration_that_does_not_fit_is_damage(folder, values, reason):
+    sign(folder, calibration=values)
+    told = refusal(folder)
+    assert "model.json: is damaged" in told
+    assert reason in told

@@ -6,7 +6,7 @@ import json
 import posixpath
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pcls.data.sources.cache import cache_folder, cache_key, kept
-from pcls.data.sources.folder import FileStore
+from pcls.data.sources.folder import FileStore, shown
 from pcls.data.sources.paths import ENDS, PathColumn
 from pcls.data.sources.source import ImageSource, Store
 from pcls.data.sources.table import Table
@@ -97,6 +97,32 @@ def open_manifest(
         raise UserError(f"{root}: there is no such folder; the images of {path} are looked for there")
     manifest = read_manifest(path, str(path), cache or cache_folder())
     return manifest.sources(lambda part: FileStore(root, part.files, part.labels))
+
+
+def column_of(path: Path, column: str, names: Sequence[str]) -> list[str]:
+    """The values of a column for records of `open_manifest`, as text; empty where the cell is.
+
+    Args:
+      path: of the manifest, whose images lie where its paths start: in its folder.
+      column: any of it.
+      names: of the records.
+
+    Raises:
+      UserError: there is no such column, or no row for a record.
+    """
+    table = Table(path, str(path), column)
+    table.status()
+    wanted, found = set(names), {}
+    for row, batch in table.batches():
+        files = _normal(table, row, batch["path"], absolute=True).to_pylist()
+        for file, value in zip(files, batch[column].to_pylist(), strict=True):
+            # As a `FileStore` names it.
+            name = shown(str(path.parent / file))
+            if name in wanted:
+                found[name] = "" if value is None else str(value)
+    if missing := next((name for name in names if name not in found), None):
+        raise UserError(f"{path}: has no row for {missing} any more; train anew, or bring the row back")
+    return [found[name] for name in names]
 
 
 def read_manifest(path: Path, title: str, cache: Path, *, absolute: bool = True) -> Manifest:

@@ -37,10 +37,12 @@ class Table:
     Attributes:
       path: the file.
       title: what messages call it.
+      extra: one more column to read, of any type and with any gaps; empty: none.
     """
 
     path: Path
     title: str
+    extra: str = ""
 
     def status(self) -> os.stat_result:
         """The file's status.
@@ -76,6 +78,8 @@ class Table:
 
     def _checked(self, batch: pa.RecordBatch, name: str, row: int) -> pa.Array:
         column = batch.column(name)
+        if name not in COLUMNS:
+            return column
         if column.null_count:
             self.fail(row + column.is_null().index(True).as_py(), f"{name} is empty")
         if name == "path":
@@ -92,6 +96,10 @@ class Table:
             has = ", ".join(names[:20]) or "none"
             raise UserError(f"{self.title}: no column {missing[0]!r}; path and label are needed, and it has: {has}")
         known = [name for name in COLUMNS if name in names]
+        if self.extra and self.extra not in names:
+            raise UserError(f"{self.title}: no column {self.extra!r}; it has: {', '.join(names[:20])}")
+        if self.extra and self.extra not in known:
+            known.append(self.extra)
         if twice := [name for name in known if names.count(name) > 1]:
             raise UserError(f"{self.title}: two columns {twice[0]!r}; remove or rename one")
         return known
@@ -106,7 +114,7 @@ class Table:
 
         columns = self._known_columns(self._header(delimiter))
         coded = pa.dictionary(pa.int32(), pa.string())
-        types = {name: pa.string() if name == "path" else coded for name in columns}
+        types = {name: coded if name in COLUMNS and name != "path" else pa.string() for name in columns}
         try:
             with pacsv.open_csv(
                 self.path,
@@ -146,9 +154,10 @@ class Table:
         with pq.ParquetFile(self.path) as file:
             schema = file.schema_arrow
         columns = self._known_columns(schema.names)
-        for name in columns:
+        known = [name for name in columns if name in COLUMNS]
+        for name in known:
             self._check_type(name, schema.field(name).type)
-        coded = [name for name in columns if name != "path" and not pa.types.is_integer(schema.field(name).type)]
+        coded = [name for name in known if name != "path" and not pa.types.is_integer(schema.field(name).type)]
         # No pre-buffer: it would hold the bytes of a whole row group.
         with pq.ParquetFile(self.path, read_dictionary=coded, pre_buffer=False) as file:
             row = 1

@@ -1,0 +1,96 @@
+"""Evaluation of a bundle on another set than the one it was trained with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from pcls.config import Recipe
+from pcls.config.load import with_overrides
+from pcls.data.dataset import Dataset, data_settings, open_kept
+from pcls.data.sources.arrays import ArraySource
+from pcls.data.sources.remote import without_secrets
+from pcls.data.sources.source import Source
+from pcls.errors import UserError
+from pcls.evaluation.label_maps import read_label_lists, relabelled
+from pcls.evaluation.metrics import Evaluation, by_lists
+from pcls.parallel.tuning import tune_process
+from pcls.pretrained.bundle import Bundle
+from pcls.run.evaluate import CALIBRATED_PLAIN, Evaluator, column_values, parted, with_tta
+from pcls.run.setup import Setup
+from pcls.training.program import make_program
+
+IMAGES_A_DEVICE = 32
+
+
+def evaluate_on(bundle: Bundle, data: str, *, tta: str = "", by: str = "", labels: str = "") -> Evaluation:
+    """Evaluates a bundle on a set: on its evaluation part, or on all of it where it has none.
+
+    Args:
+      bundle: of a model of pictures.
+      data: as `pcls.data.dataset.data_settings` reads it. Its classes are matched by name, or are numbers of outputs;
+        those without records do not matter, and neither do classes that the set lacks.
+      tta: views of an image, as `evaluate.tta`.
+      by: a column of the set's manifest: accuracy for each of its values too.
+      labels: a JSON file with each record's right answers, as `read_label_lists` reads it.
+
+    Raises:
+      UserError: a class that the model lacks, an empty set, or one of sequences.
+    """
+    tune_process()
+    recipe = evaluation_recipe(bundle, data, tta)
+    held, part = _held(recipe, bundle)
+    source, told = relabelled(held, bundle.class_names)
+    values = column_values(recipe.data, source, by) if by else []
+    names = [source.name(record) for record in range(len(source))] if labels else []
+    answers = read_label_lists(Path(labels).expanduser(), names, bundle.class_names) if labels else []
+    setup = _setup(recipe, bundle, source, in_memory=isinstance(held, ArraySource))
+    evaluation, predictions = Evaluator(setup, bundle.calibration)(dict(bundle.params), dict(bundle.stats))
+    notices = (part, *told, *((CALIBRATED_PLAIN,) if bundle.calibration and recipe.evaluate.tta != "none" else ()))
+    evaluation = replace(evaluation, notices=notices)
+    if labels:
+        own = [answers[record] for record in predictions.records.tolist()]
+        evaluation = replace(evaluation, listed=by_lists(own, predictions.predicted))
+    return parted(evaluation, predictions, by, values) if by else evaluation
+
+
+def evaluation_recipe(bundle: Bundle, data: str, tta: str) -> Recipe:
+    """A recipe that nothing is trained by: the bundle's model and another set."""
+    settings = {
+        "model.name": bundle.model,
+        **{f"model.{key}": value for key, value in bundle.options.items()},
+        "train.precision": bundle.precision,
+        "train.batch_size": IMAGES_A_DEVICE * jax.device_count(),
+    }
+    recipe = with_overrides(Recipe(), settings | data_settings(data))
+    if recipe.data.holds_sequences or bundle.preprocessing.sequence is not None:
+        raise UserError(
+            f"--data {data}: is for pictures, and {'the set' if recipe.data.holds_sequences else 'the model'} is of "
+            "sequences; name them as data.path of a run instead"
+        )
+    return with_tta(recipe, tta)
+
+
+def _held(recipe: Recipe, bundle: Bundle) -> tuple[Source, str]:
+    """What of a set is evaluated on, at the size of the model where it lies in memory, and which part that is."""
+    whole, own = open_kept(recipe.data, as_it_is=True)
+    held, part = (whole, "all its records") if own is None else (own, "its evaluation part")
+    name = without_secrets(recipe.data.path) or recipe.data.source
+    if not len(held):
+        raise UserError(f"{name}: {part} are empty; there is nothing to evaluate")
+    if isinstance(held, ArraySource):
+        held = held.resized(*bundle.preprocessing.shape)
+    return held, f"evaluated on {name}, {part}"
+
+
+def _setup(recipe: Recipe, bundle: Bundle, source: Source, *, in_memory: bool) -> Setup:
+    program = make_program(
+        recipe,
+        bundle.preprocessing,
+        classes=len(bundle.class_names),
+        # Nothing is trained: as many as one step would take.
+        records=max(len(source), recipe.train.batch_size),
+    )
+    return Setup(**vars(program), dataset=Dataset(source, source, bundle.preprocessing, in_memory))
