@@ -346,11 +346,6 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _written(value: Any) -> str:
-    """As YAML writes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _bounds(info: FieldInfo) -> list[str]:
     bounds = []
     for rule in info.metadata:

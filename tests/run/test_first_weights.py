@@ -12,7 +12,7 @@ SPEEDNET = ["model.name=speednet", "data.image_size=12", "model.widths=[4, 4, 4]
 
 def test_the_stem_whitens_the_training_set_and_all_else_is_drawn_from_the_seed():
     setup = prepare(load_recipe("digits_cnn", SPEEDNET))
-    weights = weights_from_images(setup)
+    weights = weights_from_images(setup.recipe, setup.model, setup.dataset)
     assert weights is not None
     params, stats = weights
     drawn = setup.initial_state()
@@ -30,4 +30,5 @@ def test_the_stem_whitens_the_training_set_and_all_else_is_drawn_from_the_seed()
 
 
 def test_a_model_that_computes_nothing_from_images_leaves_all_to_the_seed():
-    assert weights_from_images(prepare(load_recipe("digits_cnn"))) is None
+    setup = prepare(load_recipe("digits_cnn"))
+    assert weights_from_images(setup.recipe, setup.model, setup.dataset) is None
