@@ -39,7 +39,8 @@ def find_rate(
     """Trains a copy of the weights while the rate rises from batch to batch, and reads good rates off the loss.
 
     Batches, augmentation, optimizer, precision and mesh are the recipe's; its schedule, warm-up and growing images
-    (`data.progressive`) are left out. Nothing is written, and a run that follows is the same to the bit.
+    (`data.progressive`) are left out, and what is frozen at the start stays so. Nothing is written, and a run that
+    follows is the same to the bit.
 
     Args:
       recipe: resolved.
@@ -83,7 +84,12 @@ def _only_batches(recipe: Recipe) -> dict[str, Any]:
     of_schedules = ("warmup_start", "end_lr", "step_every", "step_factor", "cooldown", "cooldown_shape")
     changes: dict[str, Any] = {f"optimizer.{key}": None for key in of_schedules}
     changes |= {"optimizer.schedule": "constant", "optimizer.warmup": "0 steps", "data.on_device": False}
-    return changes | ({"data.progressive": []} if recipe.data.progressive else {})
+    # What learns later does not do so here; a length of 0 exempts from the rules that follow.
+    frozen = [
+        {"match": rule.match, "until": "0 steps" if rule.until and not rule.until.value else None}
+        for rule in recipe.optimizer.freeze
+    ]
+    return changes | {"optimizer.freeze": frozen, "data.progressive": []}
 
 
 def _with_ramp(setup: Setup, lowest: float, highest: float, steps: int) -> Setup:
@@ -92,7 +98,8 @@ def _with_ramp(setup: Setup, lowest: float, highest: float, steps: int) -> Setup
     # What the optimizer takes for a recipe's rate of 1.
     unit = peak_rate(section, setup.plan.batch_size) / section.lr
     schedule = ramp(lowest * unit, highest * unit, steps)
-    return replace(setup, schedule=schedule, optimizer=make_optimizer(section, schedule, setup.model.params))
+    optimizer = make_optimizer(section, schedule, setup.model.params, setup.freezing.starts, steps)
+    return replace(setup, schedule=schedule, optimizer=optimizer)
 
 
 def curve_json(found: RateCurve) -> dict[str, Any]:

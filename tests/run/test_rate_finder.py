@@ -79,6 +79,15 @@ def test_a_schedule_that_the_short_test_has_no_room_for_is_left_out(settings):
     assert len(pcls.find_rate("digits_cnn", settings | schedule, steps=10, lowest=1e-4, highest=1e-2).rates) == 10
 
 
+def test_what_is_frozen_at_the_start_stays_so(settings):
+    frozen = settings | {"optimizer.freeze": [{"match": "^conv", "until": "4 steps"}], "train.duration": "8 steps"}
+    found = pcls.find_rate("digits_cnn", frozen, steps=10, lowest=1e-4, highest=1e-2)
+    never = settings | {"optimizer.freeze": [{"match": "^conv"}]}
+    np.testing.assert_array_equal(
+        found.losses, pcls.find_rate("digits_cnn", never, steps=10, lowest=1e-4, highest=1e-2).losses
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
