@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pcls.run.train import Start
     from pcls.training.rate_finder import RateCurve
     from pcls.transfer.advise import Advice
+    from pcls.transfer.probe import Probes
 
 __all__ = [
     "Diverged",
@@ -48,6 +49,7 @@ __all__ = [
     "finetune",
     "load",
     "plan",
+    "probe",
     "report",
     "resume",
     "sweep",
@@ -103,6 +105,36 @@ def finetune(source: str | Path | Run, data: str | Path, overrides: Overrides = 
     from pcls.transfer.finetune import finetune as finetune_run
 
     return finetune_run(_path(source), str(data), overrides, keep_head=keep_head)
+
+
+def probe(
+    model: str | Path | Run,
+    data: str | Path,
+    overrides: Overrides = (),
+    *,
+    kinds: Sequence[str] = (),
+    shots: Sequence[int | None] = (1, 5, 20, 100, None),
+    seeds: int = 3,
+) -> Probes:
+    """Fits simple classifiers to a model's frozen features: how far they go on some data, with few records or all.
+
+    Args:
+      model: a run, its folder, a bundle's folder, or public weights by name.
+      data: as in `finetune`.
+      overrides: of `data.*`.
+      kinds: of `knn`, `mean`, `lda` and `linear`; empty: all.
+      shots: records a class to fit to; None: all.
+      seeds: draws of these records.
+
+    Returns:
+      Accuracies on the held-out records.
+
+    Raises:
+      UserError: the weights or the data are at fault, or there is no such kind.
+    """
+    from pcls.transfer.probe import probe as probe_features
+
+    return probe_features(_path(model), str(data), overrides, kinds=kinds, shots=shots, seeds=seeds)
 
 
 def advise(data: str | Path, *, device: str = "", budget: float = 3600.0) -> Advice:

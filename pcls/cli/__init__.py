@@ -22,6 +22,7 @@ from pcls.cli.lr import lr
 from pcls.cli.models import app as models_app
 from pcls.cli.plan import plan
 from pcls.cli.predict import predict
+from pcls.cli.probe import probe
 from pcls.cli.report import report
 from pcls.cli.resume import resume
 from pcls.cli.sweep import sweep
@@ -39,6 +40,7 @@ app.command("train")(train)
 app.command("resume")(resume)
 app.command("finetune")(finetune)
 app.command("advise")(advise)
+app.command("probe")(probe)
 app.command("lr")(lr)
 app.command("sweep")(sweep)
 app.command("eval")(evaluate)

@@ -29,6 +29,7 @@ VERBS = [
     ["config", "diff"],
     ["models", "list"],
     ["advise"],
+    ["probe"],
     ["lr"],
     ["sweep"],
     ["models", "info"],
