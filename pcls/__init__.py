@@ -137,13 +137,18 @@ def probe(
     return probe_features(_path(model), str(data), overrides, kinds=kinds, shots=shots, seeds=seeds)
 
 
-def advise(data: str | Path, *, device: str = "", budget: float = 3600.0) -> Advice:
+def advise(
+    data: str | Path, *, device: str = "", budget: float = 3600.0, probe: str | Path | Run | None = None
+) -> Advice:
     """Proposes what to start from, and how, for some data.
 
     Args:
       data: as in `finetune`.
       device: a chip, or `cpu`; empty: the first that jax finds.
       budget: seconds that training may take.
+      probe: a run, its folder, a bundle's folder, or public weights by name, which are fetched: how far its frozen
+        features go on a sample of the data is told too. None: that of the proposed weights, where they lie in the
+        cache and this is quick.
 
     Raises:
       UserError: the data cannot be opened, nothing is documented of the device, or nothing can be proposed.
@@ -151,8 +156,13 @@ def advise(data: str | Path, *, device: str = "", budget: float = 3600.0) -> Adv
     from pcls.planning.limits import limits_of
     from pcls.transfer.advise import advise as advise_facts
     from pcls.transfer.advise import facts_of
+    from pcls.transfer.similarity import probed_unasked, similarity, similarity_line, with_similarity
 
-    return advise_facts(facts_of(str(data)), limits_of(device), budget)
+    limits = limits_of(device)
+    advice = advise_facts(facts_of(str(data)), limits, budget)
+    # Limits of another device say nothing of the time here.
+    source = str(_path(probe)) if probe else "" if device else probed_unasked(advice, limits)
+    return with_similarity(advice, similarity_line(similarity(source, str(data)))) if source else advice
 
 
 def find_rate(

@@ -21,6 +21,9 @@ def advise(
         str, typer.Option(help="cpu, or a chip as v6e, h100 sxm, t4; without it the first that jax finds.")
     ] = "",
     budget: Annotated[str, typer.Option(help="Time that training may take, as in 30m, 2h or 1d.")] = "1h",
+    probe: Annotated[
+        str, typer.Option(help="A run, a bundle or weights by name: say how far its features go on a sample.")
+    ] = "",
     run: Annotated[bool, typer.Option("--run", help="Start what is proposed.")] = False,
 ) -> None:
     """Propose weights, size, batch and length for some data, with the reason for each.
@@ -33,7 +36,7 @@ def advise(
     from pcls.transfer.advise import advice_text
 
     tune_process()
-    advice = pcls.advise(data, device=device, budget=seconds)
+    advice = pcls.advise(data, device=device, budget=seconds, probe=probe or None)
     typer.echo(advice_text(advice, data))
     if run and advice.verb == "finetune":
         pcls.finetune(advice.source, data, advice.overrides)

@@ -106,7 +106,12 @@ def cached_bundle(name: str, say: Say) -> Path:
         say(f"importing {name} into {folder.parent}")
         save_bundle(import_bundle(name, say=say), folder)
 
-    return kept(cache_folder() / "weights" / find_weight(name).name, fill)
+    return kept(cache_place(name), fill)
+
+
+def cache_place(name: str) -> Path:
+    """Where `cached_bundle` keeps a bundle; it may not be there yet."""
+    return cache_folder() / "weights" / find_weight(name).name
 
 
 def check_out(folder: Path) -> None:

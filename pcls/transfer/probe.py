@@ -115,10 +115,9 @@ def probe(
     mesh = make_mesh(-1) if mesh is None else mesh
     train = bundle_features(bundle, dataset, dataset.train, dataset.train_buckets, mesh)
     evaluation = bundle_features(bundle, dataset, dataset.evaluation, dataset.evaluation_buckets, mesh)
-    if not len(train) or not len(evaluation):
-        raise UserError(f"{data}: none of its records could be decoded; look at them with: pcls data doctor {data}")
+    check_some(data, train, evaluation)
     classes = len(dataset.class_names)
-    rows = [_row(kind, count, seeds, train, evaluation, classes, mesh) for count in shots for kind in kinds]
+    rows = [probed(kind, count, seeds, train, evaluation, classes, mesh) for count in shots for kind in kinds]
     return Probes(
         bundle.model,
         train.values.shape[1],
@@ -194,9 +193,25 @@ def bundle_features(
     )
 
 
-def _row(
+def check_some(data: str, train: Features, evaluation: Features) -> None:
+    """UserError where no record of a part could be decoded."""
+    if not len(train) or not len(evaluation):
+        raise UserError(f"{data}: none of its records could be decoded; look at them with: pcls data doctor {data}")
+
+
+def probed(
     kind: str, shots: int | None, seeds: int, train: Features, evaluation: Features, classes: int, mesh: Mesh
 ) -> Row:
+    """One kind of classifier, fitted to some of the features and tried on others.
+
+    Args:
+      kind: a key of `KINDS`.
+      shots: records a class; None: all.
+      seeds: draws of the records, where not all are taken.
+      train, evaluation: features to fit to, and to try on.
+      classes: how many.
+      mesh: of devices.
+    """
     accuracies, penalties = [], []
     for seed in range(seeds if shots else 1):
         some = train.chosen(few_of_each(train.labels, shots, seed)) if shots else train
