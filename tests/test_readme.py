@@ -14,6 +14,7 @@ from sklearn.datasets import load_sample_images
 ROOT = Path(__file__).parent.parent
 README, DATA, PRETRAINED = ROOT / "README.md", ROOT / "docs" / "data.md", ROOT / "docs" / "pretrained.md"
 ADVISE, IMBALANCE = ROOT / "docs" / "advise.md", ROOT / "docs" / "imbalance.md"
+EVALUATION = ROOT / "docs" / "evaluation.md"
 PROBES = ROOT / "docs" / "probes.md"
 # Run by continuous integration itself, beside this suite.
 RUN_ELSEWHERE = {"make demo", "make test"}
@@ -50,8 +51,8 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 # What needs the hub stands in blocks without a language.
 @pytest.mark.parametrize(
     ("page", "count"),
-    [(README, 8), (DATA, 4), (PRETRAINED, 3), (ADVISE, 2), (IMBALANCE, 1), (PROBES, 3)],
-    ids=["readme", "data", "weights", "advise", "imbalance", "probes"],
+    [(README, 8), (DATA, 4), (PRETRAINED, 3), (ADVISE, 2), (IMBALANCE, 1), (PROBES, 3), (EVALUATION, 6)],
+    ids=["readme", "data", "weights", "advise", "imbalance", "probes", "evaluation"],
 )
 def test_every_command_runs_as_it_stands(folder: Path, page: Path, count: int) -> None:
     found = commands(page)

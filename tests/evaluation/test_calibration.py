@@ -150,6 +150,7 @@ def test_a_fit_is_measured_on_records_that_it_has_not_seen(overconfident):
     assert found.after.quality.ece < found.before.quality.ece / 2
     assert found.after.quality.nll < found.before.quality.nll
     assert found.after.quality.brier < found.before.quality.brier
+    assert fit(logits, labels, fitted, "auto", 0) == found
 
 
 def test_a_method_that_is_named_is_not_chosen(overconfident):
