@@ -3,7 +3,7 @@
     import pcls
 
     run = pcls.train("digits_cnn", {"train.duration": "5 epochs"})
-    tuned = pcls.finetune(run, data="photos", overrides={"train.seed": 1})
+    tuned = pcls.finetune("photos", model=run, overrides={"train.seed": 1})
     print(pcls.evaluate(tuned).summary())
     for answer in pcls.load(tuned).predict(["photos/cat/1.jpg"]):
         print(answer.path, answer.label, answer.probability)
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from pcls.evaluation.paired import Comparison
     from pcls.planning.plan import RecipePlan
     from pcls.run.calibrate import Calibrated
+    from pcls.run.seeds import SeedRuns
     from pcls.run.session import Run
     from pcls.run.sweep import Sweep
-    from pcls.run.train import Start
+    from pcls.run.weights import Start
     from pcls.training.rate_finder import RateCurve
     from pcls.transfer.advise import Advice
     from pcls.transfer.probe import Probes
@@ -54,6 +55,7 @@ __all__ = [
     "resume",
     "sweep",
     "train",
+    "train_seeds",
 ]
 
 
@@ -80,6 +82,31 @@ def train(recipe: str | Path | Recipe, overrides: Overrides = (), *, profile: ra
     return train_recipe(resolved, _start(resolved), profile=profile)
 
 
+def train_seeds(
+    recipe: str | Path | Recipe, overrides: Overrides = (), *, seeds: int, together: bool | None = None
+) -> SeedRuns:
+    """Trains a recipe with several seeds, in one program where that is faster, each in a new folder of its own.
+
+    Args:
+      recipe, overrides: as in `train`; the folders are `RUN.DIR-seedN`, from N = `train.seed` on.
+      seeds: how many, 2 or more.
+      together: in one program; None: on accelerators, and on CPU where a short measurement finds it faster.
+
+    Returns:
+      The runs, with mean and deviation of their top-1.
+
+    Raises:
+      UserError: as `train`, or the seeds cannot share a program and are to.
+      RestartRequested: stopped by Ctrl-C or SIGTERM, saved; each run is resumed alone.
+      Diverged: some have no finite loss any more; the others are finished.
+    """
+    resolved = _recipe(recipe, overrides)
+
+    from pcls.run.seeds import train_seeds as train_together
+
+    return train_together(resolved, seeds, _start, together=together)
+
+
 def resume(run: str | Path | Run, overrides: Overrides = (), *, profile: range | None = None) -> Run:
     """Goes on with a stopped run, bit for bit on the same devices.
 
@@ -93,18 +120,27 @@ def resume(run: str | Path | Run, overrides: Overrides = (), *, profile: range |
     return resume_run(_path(run), overrides, profile=profile)
 
 
-def finetune(source: str | Path | Run, data: str | Path, overrides: Overrides = (), *, keep_head: bool = False) -> Run:
-    """Fine-tunes a finished run or a bundle on other data, in a new run folder.
+def finetune(
+    data: str | Path,
+    model: str | Path | Run,
+    overrides: Overrides = (),
+    *,
+    recipe: str = "auto",
+    keep_head: bool = False,
+) -> Run:
+    """Fine-tunes pretrained weights on data, in a new run folder.
 
     Args:
-      source: a run, its folder, a bundle's folder, or public weights by name.
       data: a folder with one folder of images a class, a folder of idx files, `tfds:NAME[:split]`, or `digits`.
+      model: a run, its folder, a bundle's folder, or public weights by name.
       overrides: changes to the fine-tuning recipe.
+      recipe: `probe` (the head alone), `gradual` (the head, then the layers from the top), `full` (all at once, the
+        lower the slower), `scratch` (from random weights), or `auto`: by the number of images.
       keep_head: refuse data of other classes than those of the weights; else they get a new head.
     """
     from pcls.transfer.finetune import finetune as finetune_run
 
-    return finetune_run(_path(source), str(data), overrides, keep_head=keep_head)
+    return finetune_run(str(data), _path(model), overrides, recipe=recipe, keep_head=keep_head)
 
 
 def probe(
@@ -360,7 +396,7 @@ def _start(recipe: Recipe) -> Start | None:
     """The pretrained weights that a recipe names."""
     from pcls.transfer.start import start_from
 
-    return start_from(recipe.model.init, recipe.model) if recipe.model.init else None
+    return start_from(recipe.model.init, recipe) if recipe.model.init else None
 
 
 def _path(run: Any) -> Path:

@@ -39,7 +39,7 @@ def advise(
     advice = pcls.advise(data, device=device, budget=seconds, probe=probe or None)
     typer.echo(advice_text(advice, data))
     if run and advice.verb == "finetune":
-        pcls.finetune(advice.source, data, advice.overrides)
+        pcls.finetune(data, advice.source, advice.overrides)
     elif run:
         pcls.train(advice.source, advice.overrides)
 

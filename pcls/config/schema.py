@@ -98,7 +98,7 @@ class DataSection(Section):
       quarantine: a list of records that are left out, as `pcls data doctor` writes it; empty: none.
       image_size: height and width in pixels that the model sees; 0: as the source stores it, or as the weights of
         model.init expect it, which may have been trained at one size and be evaluated at another.
-      channels: 1 (grey), 3 (RGB); 0: as the source stores it.
+      channels: 1 (grey), 3 (RGB), or as many as an array source holds; 0: as the source stores it.
       classes: the classes used, by number in the source's order, renumbered from 0; empty: all.
       class_names: of `idx`, whose files only number the classes, in that order; empty: the numbers.
       per_class: training records used of each class, chosen by `split_seed`; 0: all.
@@ -144,7 +144,7 @@ class DataSection(Section):
     cache: str = ""
     quarantine: str = ""
     image_size: Annotated[int, Field(ge=0, le=8192)] = 0
-    channels: Literal[0, 1, 3] = 0
+    channels: Annotated[int, Field(ge=0, le=512)] = 0
     classes: Integers = ()
     class_names: Names = ()
     per_class: Annotated[int, Field(ge=0)] = 0
@@ -368,9 +368,10 @@ class TransferSection(Section):
 
     Attributes:
       rename: ordered rules, the first that matches a path of the weights renames it to a path of the model.
-      skip: regular expressions searched for in paths: of the model, what is drawn anew; of the weights, what is not used.
-      head: `auto` (kept where the classes have the same names, else drawn anew), `new` (drawn anew) or `probe` (fitted to
-        the features that the weights give, as the best linear classifier of them, before the training starts).
+      skip: regular expressions searched for in paths: of the model, what is drawn anew; of the weights, what is not
+        used.
+      head: `auto` (kept where the classes have the same names, else drawn anew), `new` (drawn anew) or `probe` (fitted
+        to the features that the weights give, as the best linear classifier of them, before the training starts).
     """
 
     rename: Annotated[tuple[RenameRule, ...], BeforeValidator(list_as_tuple)] = ()

@@ -13,8 +13,12 @@ import jax.numpy as jnp
 
 from pcls.data.workers import usable_cores
 from pcls.errors import UserError
+from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
 from pcls.observe.chips import CHIPS, Chip, chip_of
 
+# Forward and backward pass read and write each activation about so often: on accelerators by the TPU compiler's traffic
+# of ResNet-50, on CPU, where loops fuse less and some run on one core, by the measured steps of five networks.
+PASSES, PASSES_ON_CPU = 14, 60
 # A product of this size, and a copy of so many numbers, are measured on CPU.
 PRODUCT_SIDE, COPIED, REPEATS = 2048, 2**24, 8
 
@@ -40,6 +44,18 @@ class Limits:
     memory: int
     source: str
     cpu: bool = False
+
+    def training_seconds(self, images: float, forward_flops: float, activation_bytes: float) -> tuple[float, float]:
+        """Of so many images: if computing and memory traffic overlap, and if they do not; a bound, no measurement.
+
+        Args:
+          images: trained on, each as often as it comes.
+          forward_flops: of one image through the model.
+          activation_bytes: that its products and convolutions put out.
+        """
+        computing = TRAINING_FLOPS_PER_FORWARD * forward_flops * images / self.flops
+        traffic = (PASSES_ON_CPU if self.cpu else PASSES) * activation_bytes * images / self.bandwidth
+        return max(computing, traffic), computing + traffic
 
 
 def limits_of(device: str = "") -> Limits:

@@ -22,7 +22,7 @@ from pcls.evaluation.charts import Axis, short, value_axis
 from pcls.parallel.processes import place
 from pcls.parallel.tuning import tune_process
 from pcls.run.setup import Setup, prepare
-from pcls.run.train import Start
+from pcls.run.weights import Start, start_weights
 from pcls.training.optimizers import make_optimizer
 from pcls.training.rate_finder import RateCurve, curve, ramp, ramp_losses
 from pcls.training.schedules import peak_rate
@@ -58,7 +58,7 @@ def find_rate(
     tune_process()
     setup = prepare(with_overrides(recipe, _only_batches(recipe)), start.preprocessing if start else None)
     setup = _with_ramp(setup, lowest, highest, steps)
-    weights = start.weights(setup.model, setup.dataset.class_names, recipe.train.seed) if start else None
+    weights = start_weights(start, setup, None) if start else None
     size, sharding = setup.plan.batch_size, setup.batch_sharding
     with training_batches(
         setup.dataset.train,

@@ -107,6 +107,9 @@ class Session:
                 self._goodput.start_training()
                 self._profiler.after(first, plan.after_dispatch(first))
                 state, finished = train_loop(state, one, many, self._booked(batches), plan, self)
+            if finished and self._result is None:
+                # No step was left to take: a kill came between the last one and the bundle, or the run has none.
+                self.evaluate(state, plan.steps)
             with self._goodput.lost_to("checkpoint"):
                 self._store.wait()
             self._write(self._goodput.row(int(state.step)))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from pcls.checkpoint.store import CheckpointStore
 from pcls.config import Recipe
 from pcls.config.load import Overrides, flat_recipe, with_overrides
-from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
-from pcls.nn.module import Arrays, ModelDef
+from pcls.nn.module import Arrays
 from pcls.observe.console import Console
 from pcls.observe.goodput import Goodput
 from pcls.observe.profile import check_steps
@@ -24,23 +21,7 @@ from pcls.run.evaluate import PREPROCESSING, saved_preprocessing
 from pcls.run.folder import RunFolder
 from pcls.run.session import ORIGIN, Run, Session
 from pcls.run.setup import Setup, prepare
-
-
-@dataclass(frozen=True)
-class Start:
-    """Pretrained weights that a run starts from.
-
-    Attributes:
-      preprocessing: what the weights expect; it holds for the run.
-      class_names: of the weights, in order. A run of the same classes keeps their head.
-      weights: makes parameters and statistics for the run's model, on the host, from the classes and a seed.
-      origin: of public weights, for the bundle that the run delivers.
-    """
-
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...]
-    weights: Callable[[ModelDef, tuple[str, ...], int], tuple[Arrays, Arrays]]
-    origin: Mapping[str, str]
+from pcls.run.weights import Start, start_weights
 
 
 def train_recipe(
@@ -63,23 +44,21 @@ def train_recipe(
         tune_process()
         check_same_recipe(recipe)
         folder = RunFolder(recipe.run.dir)
-        _refuse_used(folder)
+        refuse_used(folder)
         setup = prepare(recipe, start.preprocessing if start else None)
         _check_observed(recipe, profile, 1, setup.plan.steps)
-        weights = start.weights(setup.model, setup.dataset.class_names, recipe.train.seed) if start else None
+        screen = Console(setup.plan.steps, stream, setup.preprocessing.records)
+        weights = start_weights(start, setup, screen if is_main() else None) if start else None
         # Every process has looked before process 0 makes the folder.
         barrier("folder is new")
         with folder.locked() if is_main() else nullcontext():
             if is_main():
                 # Another process may have been faster since the first look.
-                _refuse_used(folder)
+                refuse_used(folder)
                 folder.create(recipe)
                 folder.write_json(PREPROCESSING, setup.dataset.preprocessing.to_json())
                 if start and start.origin:
                     folder.write_json(ORIGIN, dict(start.origin))
-            screen = Console(setup.plan.steps, stream, setup.preprocessing.records)
-            if start and is_main():
-                screen.say(_head_text(start.class_names, setup.dataset.class_names))
             return _train(setup, folder, weights, screen, goodput, profile)
 
 
@@ -106,13 +85,6 @@ def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | 
             return _train(setup, folder, None, screen, goodput, profile, resume=True)
 
 
-def _head_text(trained: tuple[str, ...], class_names: tuple[str, ...]) -> str:
-    """What becomes of the head of pretrained weights: classes of one name are taken for the same."""
-    if trained == class_names:
-        return f"the head of the weights is kept: their classes have the same names, {class_names[0]!r} first"
-    return f"a new head is drawn for {len(class_names):,} classes, which are not those of the weights"
-
-
 def check_same_recipe(recipe: Recipe) -> None:
     """UserError in every process unless all have the same recipe."""
     keys = differing(flat_recipe(recipe))
@@ -127,7 +99,8 @@ def _check_observed(recipe: Recipe, profile: range | None, first: int, last: int
         require_wandb()
 
 
-def _refuse_used(folder: RunFolder) -> None:
+def refuse_used(folder: RunFolder) -> None:
+    """UserError where the folder holds a run."""
     if folder.exists():
         status = folder.status().get("status", "unfinished")
         raise UserError(
@@ -151,6 +124,11 @@ def _train(
     store = CheckpointStore(folder.checkpoints, keep=setup.recipe.checkpoint.keep, warn=warn, agree=agreed)
     try:
         restored = store.restore(setup.state_shapes) if resume else None
+        if resume and restored is None and setup.recipe.model.init:
+            raise UserError(
+                f"{folder.path}: has no checkpoint yet, and a resumed run does not load model.init again; remove the "
+                "folder and start anew"
+            )
         state = restored[0] if restored else setup.initial_state(weights)
         first = int(state.step)
         if first >= setup.plan.steps and folder.status().get("status") == "finished":

@@ -106,7 +106,8 @@ def phases_of(section: DataSection, steps: int, epoch_steps: float, otherwise: t
         found.append(Phase(start, end, phase.image_size, phase.image_size, phase.batches))
         start = end
     found.append(Phase(start, max(start, steps), *otherwise, 1))
-    return Phases(tuple(phase._replace(end=min(phase.end, steps)) for phase in found if phase.start < steps))
+    # A run of no steps has a size too.
+    return Phases(tuple(phase._replace(end=min(phase.end, steps)) for phase in found if phase.start < max(steps, 1)))
 
 
 def check_progressive(section: DataSection, model: str, epoch_steps: float) -> None:

@@ -19,10 +19,9 @@ from pcls.data.doctor.look import open_picture
 from pcls.data.sources.source import Unreadable, class_counts
 from pcls.errors import UserError
 from pcls.models.registry import model_entry
-from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
 from pcls.planning.limits import Limits
 from pcls.pretrained.catalogue import Weight, catalogue
-from pcls.transfer.finetune import BATCH_SIZE, EPOCHS, MIN_STEPS
+from pcls.transfer.recipes import BATCH_SIZE, EPOCHS, MIN_STEPS
 
 # Images whose size is looked at.
 SAMPLE = 64
@@ -32,9 +31,6 @@ SMALL_SIDE = 48
 UNBALANCED, FEW = 10.0, 50
 # Parameters that few images a class may train, at most.
 FEW_PARAMETERS = 30e6
-# Forward and backward pass read and write each activation about so often: on accelerators by the TPU compiler's traffic
-# of ResNet-50, on CPU, where loops fuse less and some run on one core, by the measured steps of five networks.
-PASSES, PASSES_ON_CPU = 14, 60
 # Share of the memory that a step may take; parameters with gradients and Adam's moments are 4 times 4 bytes each.
 MEMORY_SHARE, BYTES_A_PARAMETER = 0.8, 16
 SMALLEST_SIZE, SIZE_STEP = 96, 32
@@ -116,7 +112,7 @@ class Advice:
 
     def command(self, data: str) -> str:
         """That starts it."""
-        where = [self.source, "--data", data] if self.verb == "finetune" else [self.source]
+        where = [data, "--model", self.source] if self.verb == "finetune" else [self.source]
         return shlex.join(["pcls", self.verb, *where, *self.overrides])
 
 
@@ -241,7 +237,7 @@ def _fine_tuned(facts: Facts, limits: Limits, budget: float) -> Advice:
         Line("length", f"{plan.steps:,} steps", f"{EPOCHS} epochs, and {MIN_STEPS} steps at least"),
         Line(
             "time",
-            f"{_duration(plan.best)} to {_duration(plan.worst)}",
+            f"{duration_text(plan.best)} to {duration_text(plan.worst)}",
             "by its limits, if computing and memory traffic overlap and if not; reading and compiling come on top",
         ),
     )
@@ -260,7 +256,7 @@ def _weight_reason(plan: Plan, budget: float) -> str:
     facts += weight.licence or "licence not stated"
     if plan.worst > budget:
         return f"{facts}; nothing is faster"
-    return f"{facts}; the most accurate of those that take {_duration(budget)} at most and fit the memory"
+    return f"{facts}; the most accurate of those that take {duration_text(budget)} at most and fit the memory"
 
 
 def _size_reason(facts: Facts, plan: Plan) -> str:
@@ -314,13 +310,11 @@ def fine_tuning_plan(facts: Facts, weight: Weight, limits: Limits) -> Plan:
     while batch > 1 and step_bytes(batch) > MEMORY_SHARE * limits.memory:
         batch //= 2
     steps = max(MIN_STEPS, math.ceil(EPOCHS * facts.images / batch))
-    computing = TRAINING_FLOPS_PER_FORWARD * weight.flops * area * batch * steps / limits.flops
-    passes = PASSES_ON_CPU if limits.cpu else PASSES
-    traffic = passes * activation_bytes * batch * steps / limits.bandwidth
-    return Plan(weight, size, batch, steps, max(computing, traffic), computing + traffic, step_bytes(batch))
+    best, worst = limits.training_seconds(batch * steps, weight.flops * area, activation_bytes)
+    return Plan(weight, size, batch, steps, best, worst, step_bytes(batch))
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """`40 s`, `12 min`, `3.5 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -11,12 +11,12 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from pcls.config import load_recipe, with_overrides
+from pcls.config import load_recipe
 from pcls.errors import UserError
 from pcls.evaluation.report import Table, write
 from pcls.run.report import run_report
 from pcls.run.train import train_recipe
-from pcls.transfer.finetune import finetune_recipe
+from pcls.transfer.finetune import fine_tuning
 from pcls.transfer.start import start_from
 
 SEEDS = (0, 1, 2)
@@ -66,7 +66,7 @@ def run_demo(folder: Path | None = None) -> Path:
         ),
         folder / "report.html",
     )
-    print(f"report: {page}\nnext:   pcls report {example}\n        pcls finetune {folder}/digits_cnn-0 --data FOLDER")
+    print(f"report: {page}\nnext:   pcls report {example}\n        pcls finetune FOLDER --model {folder}/digits_cnn-0")
     return page
 
 
@@ -105,9 +105,9 @@ def run_trial(recipe: str, seed: int, folder: Path, log: TextIO) -> Trial:
         **FEW_SHOT[recipe],
     }
     pretrained = train_recipe(load_recipe(recipe, pretraining), stream=log)
-    finetuning = finetune_recipe(base, "digits", {"run.dir": f"{base}-finetuned", **few})
-    finetuned = train_recipe(finetuning, start_from(base, finetuning.model), stream=log)
-    from_scratch = with_overrides(finetuning, {"run.dir": f"{base}-scratch", "model.init": ""})
+    finetuning = fine_tuning("digits", base, {"run.dir": f"{base}-finetuned", **few}, recipe="full").recipe
+    finetuned = train_recipe(finetuning, start_from(base, finetuning), stream=log)
+    from_scratch = fine_tuning("digits", base, {"run.dir": f"{base}-scratch", **few}, recipe="scratch").recipe
     scratch = train_recipe(from_scratch, stream=log)
     return Trial(pretrained.evaluation.top1, finetuned.evaluation.top1, scratch.evaluation.top1)
 

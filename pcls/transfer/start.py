@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from pcls.config.schema import ModelSection
+from pcls.config import Recipe
 from pcls.errors import UserError
 from pcls.models.reading import CUSTOMARY_ORDER
 from pcls.nn.module import Arrays, ModelDef
@@ -17,7 +15,8 @@ from pcls.pretrained.bundle import FACTS, Bundle, load_bundle
 from pcls.pretrained.catalogue import catalogue
 from pcls.pretrained.importing import cached_bundle
 from pcls.run.folder import RunFolder
-from pcls.run.train import Start
+from pcls.run.weights import Start, StartWeights
+from pcls.transfer.loading import load, loaded_text
 
 HEAD = "head/"
 
@@ -49,21 +48,22 @@ def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def start_from(path: str | Path, model: ModelSection, *, keep_head: bool = False) -> Start:
+def start_from(path: str | Path, recipe: Recipe) -> Start:
     """The start of a run from a bundle.
 
     Args:
       path: as `open_bundle` takes it.
-      model: of the recipe; its name and its order of reading must be the bundle's.
-      keep_head: refuse classes that are not those of the weights.
+      recipe: of the run. Unless `transfer` says what to rename or skip, the model is the bundle's.
 
     Raises:
       UserError: no bundle, or one of another model.
     """
-    bundle = open_bundle(path)
-    if bundle.model != model.name:
+    bundle, model = open_bundle(path), recipe.model
+    by_rules = recipe.transfer.rename or recipe.transfer.skip
+    if bundle.model != model.name and not by_rules:
         raise UserError(
-            f"model.name is {model.name!r}, and the weights in {path} are of {bundle.model}; make them the same"
+            f"model.name is {model.name!r}, and the weights in {path} are of {bundle.model}; make them the same, or "
+            "name what they share by transfer.rename and transfer.skip"
         )
     # Weights of another order may have the same shapes.
     read, trained = (options.get("read") or CUSTOMARY_ORDER for options in (model.architecture, bundle.options))
@@ -73,64 +73,75 @@ def start_from(path: str | Path, model: ModelSection, *, keep_head: bool = False
         )
     return Start(
         bundle.preprocessing,
-        bundle.class_names,
-        lambda definition, class_names, seed: adapted_weights(bundle, definition, class_names, seed, keep_head),
+        lambda definition, class_names: adapted_weights(bundle, definition, class_names, recipe),
         bundle.origin,
     )
 
 
-def adapted_weights(
-    bundle: Bundle, definition: ModelDef, class_names: tuple[str, ...], seed: int, must_keep_head: bool = False
-) -> tuple[Arrays, Arrays]:
-    """The bundle's arrays for a model with these classes; the head is drawn anew unless the classes are the same.
+def adapted_weights(bundle: Bundle, definition: ModelDef, class_names: tuple[str, ...], recipe: Recipe) -> StartWeights:
+    """The bundle's arrays for a model with these classes.
+
+    The head is kept where the classes have the same names, in whatever order; else it is drawn anew.
 
     Args:
       bundle: pretrained.
-      definition: the new run's model: the same architecture, any number of classes.
+      definition: the new run's model, any number of classes.
       class_names: of the new run, in order. As many but other classes get a new head too.
-      seed: of the new head.
-      must_keep_head: refuse other classes instead.
-
-    Returns:
-      Parameters and statistics by path.
+      recipe: of the run: its seed, and what of the weights it takes over.
 
     Raises:
-      UserError: the model is not that of the bundle, or its head cannot be kept.
+      UserError: the weights do not fit the model.
     """
-    keep_head = class_names == bundle.class_names
-    if must_keep_head and not keep_head:
-        raise UserError(_other_classes(bundle.class_names, class_names))
-    _check_same_architecture(bundle, definition)
-    if keep_head and _head(definition.params) != _head(bundle.params):
-        trained = bundle.options.get("head", "linear")
-        raise UserError(f"the classes are those of the weights, and their head is model.head={trained}; write the same")
-    fresh, _ = jax.jit(definition.init)(jax.random.key(seed))
-    params = {
-        name: fresh[name] if name.startswith(HEAD) and not keep_head else bundle.params[name]
-        for name in definition.params
-    }
-    return params, dict(bundle.stats)
-
-
-def _head(params: Mapping[str, Any]) -> set[str]:
-    return {name for name in params if name.startswith(HEAD)}
-
-
-def _other_classes(trained: tuple[str, ...], wanted: tuple[str, ...]) -> str:
-    if len(trained) != len(wanted):
-        difference = f"{len(trained):,} classes, and the data has {len(wanted):,}"
+    transfer = recipe.transfer
+    why_new = "" if transfer.head == "auto" else "as transfer.head says"
+    if set(class_names) != set(bundle.class_names):
+        why_new = _classes_differ(bundle.class_names, class_names)
+    skip = dict.fromkeys(transfer.skip, "as transfer.skip says")
+    weights = {**bundle.params, **bundle.stats}
+    if not why_new:
+        weights |= _head_in_order(bundle, class_names)
     else:
-        place = next(place for place, names in enumerate(zip(trained, wanted, strict=True)) if names[0] != names[1])
-        difference = f"{trained[place]!r} as class {place}, and the data has {wanted[place]!r}"
-    return f"--keep-head: the weights have {difference}; leave it out for a new head"
+        skip = {f"^{HEAD}": why_new} | skip
+    fresh = dict(zip(("params", "stats"), jax.jit(definition.init)(jax.random.key(recipe.train.seed)), strict=True))
+    loaded = load(
+        weights,
+        fresh["params"] | fresh["stats"],
+        rename=transfer.rename,
+        skip=skip,
+        source=str(bundle.path),
+        options=", ".join(f"model.{key}={value}" for key, value in bundle.options.items()),
+    )
+    params, stats = ({name: loaded.arrays[name] for name in fresh[part]} for part in ("params", "stats"))
+    return StartWeights(params, stats, loaded_text(loaded.rows))
 
 
-def _check_same_architecture(bundle: Bundle, definition: ModelDef) -> None:
-    bundled = {name: array.shape for name, array in bundle.params.items() if not name.startswith(HEAD)}
-    needed = {name: leaf.shape for name, leaf in definition.params.items() if not name.startswith(HEAD)}
-    if bundled != needed:
-        options = ", ".join(f"model.{key}={value}" for key, value in bundle.options.items()) or "the customary ones"
-        raise UserError(
-            f"the weights in {bundle.path} do not fit model.*, or the data; they were trained with {options}: "
-            "write the same"
-        )
+def _head_in_order(bundle: Bundle, class_names: tuple[str, ...]) -> Arrays:
+    """The head's arrays, outputs in the order of these classes: folders are sorted otherwise here and there."""
+    if class_names == bundle.class_names:
+        return {}
+    places = [bundle.class_names.index(name) for name in class_names]
+    return {name: array[..., places] for name, array in bundle.params.items() if name.startswith(HEAD)}
+
+
+def _classes_differ(trained: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+    """Why the head is drawn anew; capital letters alone are probably a slip."""
+    trained_by_case = {name.casefold(): name for name in trained}
+    if set(trained_by_case) == {name.casefold() for name in wanted}:
+        name = next(name for name in wanted if name not in trained)
+        return f"classes differ from those of the weights in capital letters only, as {name!r}: rename them to keep it"
+    return f"the {len(wanted):,} classes are not the {len(trained):,} of the weights"
+
+
+def check_head_fits(trained: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    """UserError unless data of the wanted classes can keep the head of the trained ones, in whatever order."""
+    if set(trained) == set(wanted):
+        return
+    missing, unknown = (sorted(set(a) - set(b)) for a, b in ((trained, wanted), (wanted, trained)))
+    if unknown:
+        difference = f"and the weights do not know {unknown[0]!r}"
+    else:
+        difference = f"and of the weights {missing[0]!r} is missing in it"
+    raise UserError(
+        f"--keep-head: the data has {len(wanted):,} classes, {difference} ({len(trained):,} classes); leave it out for "
+        "a new head"
+    )

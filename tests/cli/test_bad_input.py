@@ -246,7 +246,7 @@ BAD_INPUTS = {
     ),
     "fine-tuning from nothing": (
         nothing,
-        ["finetune", "{0}/nowhere", "--data", "digits"],
+        ["finetune", "digits", "--model", "{0}/nowhere"],
         ["neither a run", "nor a bundle"],
     ),
     "resume of nothing": (nothing, ["resume", "{0}/nowhere"], ["there is no run in this folder", "pcls train"]),
@@ -284,10 +284,10 @@ BAD_INPUTS = {
         ["models", "import", "resnet50.a1_in1", "--out", "{0}/out"],
         ["'resnet50.a1_in1'", "nearest are resnet50.a1_in1k"],
     ),
-    "import for pictures of four channels": (
+    "import for pictures of no channels": (
         nothing,
-        ["models", "import", "resnet50.a1_in1k", "--channels", "4", "--out", "{0}/out"],
-        ["channels is 4", "1 (grey) or 3 (RGB)"],
+        ["models", "import", "resnet50.a1_in1k", "--channels", "0", "--out", "{0}/out"],
+        ["channels is 0", "1 (grey), 3 (RGB) or another number"],
     ),
     "export of nothing": (nothing, ["models", "export", "{0}/nowhere"], ["neither a run", "nor a bundle"]),
     "facts of missing data": (nothing, ["data", "info", "{0}/nowhere"], ["there is no such file or folder"]),

@@ -72,9 +72,9 @@ def compiled():
 def finished(recipe, compiled, tmp_path_factory):
     compile_kind = Program.train_step_of
 
-    def noting(program, update):
-        compiled.append(update.height)
-        return compile_kind(program, update)
+    def noting(program, kind):
+        compiled.append(kind.update.height)
+        return compile_kind(program, kind)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Program, "train_step_of", noting)
@@ -177,9 +177,10 @@ def test_the_report_draws_mistaken_sequences(finished):
 def test_longer_sequences_are_learned_from_its_weights(finished, tmp_path, capsys):
     data = archive(tmp_path / "others.npz", (16, 6), longest=7, seed=1)
     few = {"run.dir": str(tmp_path / "tuned"), "train.batch_size": 8, "train.duration": "2 steps"}
-    run = pcls.finetune(finished, data, few)
-    told = "the head of the weights is kept: their classes have the same names, 'falls' first"
-    assert capsys.readouterr().err.splitlines()[0] == told
+    run = pcls.finetune(data, finished, few, recipe="full")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["data", "model", "plan", "rates", "time"]
+    assert lines[5].startswith("weights: 5 of 5 arrays taken over")
     tuned, base = load_bundle(RunFolder(run.path).bundle), load_bundle(RunFolder(finished).bundle)
     assert tuned.options == base.options == {"hidden": 8}
     assert tuned.preprocessing.height == 7
@@ -189,9 +190,7 @@ def test_longer_sequences_are_learned_from_its_weights(finished, tmp_path, capsy
 
 def test_weights_of_another_architecture_are_refused(finished, recipe, tmp_path):
     wrong = recipe(tmp_path / "run", **{"model.init": str(finished), "model.hidden": 9})
-    with pytest.raises(
-        pcls.UserError, match=r"do not fit model\.\*, or the data; they were trained with model.hidden=8: "
-    ):
+    with pytest.raises(pcls.UserError, match=r"trained with model.hidden=8, do not fit the model: 4 of another shape"):
         pcls.train(wrong)
 
 

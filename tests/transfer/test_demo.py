@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pcls.config import flat_recipe
 from pcls.errors import UserError
+from pcls.run.folder import RunFolder
 from pcls.transfer import demo
 from pcls.transfer.demo import Trial, as_text, run_demo, summary
 
@@ -35,13 +37,11 @@ def test_the_demo_trains_all_arms_on_the_same_images_and_writes_its_report(
         evaluation = json.loads(Path(f"runs/demo/digits_cnn-0-{arm}/evaluation.json").read_text())
         assert evaluation["n"] == 871
         assert evaluation["class_names"] == ["5", "6", "7", "8", "9"]
-    recipes = [Path(f"runs/demo/digits_cnn-0-{arm}/recipe.yaml").read_text() for arm in ("finetuned", "scratch")]
-    differing = [
-        line.split(":")[0].strip()
-        for line, other in zip(*(recipe.splitlines() for recipe in recipes), strict=True)
-        if line != other
-    ]
-    assert differing == ["dir", "init"]
+    finetuned, scratch = (
+        flat_recipe(RunFolder(f"runs/demo/digits_cnn-0-{arm}").recipe()) for arm in ("finetuned", "scratch")
+    )
+    differing = {key for key, value in finetuned.items() if scratch[key] != value}
+    assert differing == {"run.dir", "data.channels", "model.init", "transfer.head", "optimizer.lr_scale"}
 
 
 def test_the_demo_leaves_a_used_folder_alone(tmp_path: Path) -> None:

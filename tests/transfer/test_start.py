@@ -1,18 +1,23 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import pcls
-from pcls.config import load_recipe
-from pcls.config.schema import ModelSection
+from pcls.config import Recipe, load_recipe, with_overrides
 from pcls.data.dataset import open_dataset
 from pcls.pretrained.bundle import load_bundle
 from pcls.run.folder import RunFolder
 from pcls.run.setup import prepare
+from pcls.run.weights import start_weights
 from pcls.transfer.start import adapted_weights, open_bundle, start_from
 
 DIGITS = tuple("0123456789")
+
+
+def recipe_of(**overrides):
+    return with_overrides(Recipe(), {"model.init": "somewhere", **overrides})
 
 
 @pytest.fixture(scope="module")
@@ -35,31 +40,45 @@ def test_the_bundle_of_a_run_holds_its_averages(finished_run, bundle, final_stat
 
 
 def test_equal_class_names_keep_the_head(bundle):
-    params, stats = adapted_weights(bundle, bundle.definition(), DIGITS, seed=0)
-    assert params.keys() == bundle.params.keys()
-    assert stats == {}
-    for path, array in params.items():
+    found = adapted_weights(bundle, bundle.definition(), DIGITS, recipe_of())
+    assert found.params.keys() == bundle.params.keys()
+    assert found.stats == {}
+    assert found.told == "weights: 8 of 8 arrays taken over, 23,626 of 23,626 numbers"
+    for path, array in found.params.items():
         np.testing.assert_array_equal(array, bundle.params[path])
 
 
-@pytest.mark.parametrize("names", [("ant", "bee", "cat"), DIGITS[::-1]])
+def test_the_same_classes_in_another_order_take_their_outputs_along(bundle):
+    found = adapted_weights(bundle, bundle.definition(), DIGITS[::-1], recipe_of())
+    for name in ("head/kernel", "head/bias"):
+        np.testing.assert_array_equal(found.params[name], bundle.params[name][..., ::-1])
+
+
+def test_classes_that_differ_in_capital_letters_get_a_new_head_and_a_word(bundle):
+    named = replace(bundle, class_names=("Ant", "bee", "cat"), params=bundle.params | {"head/bias": np.zeros(3)})
+    found = adapted_weights(named, bundle.definition(3), ("ant", "bee", "cat"), recipe_of())
+    assert "classes differ from those of the weights in capital letters only, as 'ant': rename them" in found.told
+
+
+@pytest.mark.parametrize("names", [("ant", "bee", "cat"), DIGITS[:3]])
 def test_other_classes_get_a_new_head_on_the_same_body(bundle, names):
-    params, _ = adapted_weights(bundle, bundle.definition(len(names)), names, seed=3)
+    params = adapted_weights(bundle, bundle.definition(len(names)), names, recipe_of(**{"train.seed": 3})).params
     for path in params:
         if path.startswith("head/"):
             assert params[path].shape[-1] == len(names)
             assert not np.array_equal(params[path], bundle.params[path])
         else:
             np.testing.assert_array_equal(params[path], bundle.params[path])
-    other, _ = adapted_weights(bundle, bundle.definition(len(names)), names, seed=4)
+    other = adapted_weights(bundle, bundle.definition(len(names)), names, recipe_of(**{"train.seed": 4})).params
     assert not np.array_equal(params["head/kernel"], other["head/kernel"])
 
 
 def test_the_state_before_the_first_step_holds_the_pretrained_body(bundle, finished_run):
     settings = {"data.image_size": 10, "train.batch_size": 32, "train.ema_decay": 0.5, "data.classes": [5, 6, 7]}
-    start = start_from(finished_run, ModelSection(name="cnn28"))
-    setup = prepare(load_recipe("digits_cnn", settings), start.preprocessing)
-    state = setup.initial_state(start.weights(setup.model, setup.dataset.class_names, 0))
+    recipe = load_recipe("digits_cnn", settings)
+    start = start_from(finished_run, recipe)
+    setup = prepare(recipe, start.preprocessing)
+    state = setup.initial_state(start_weights(start, setup, None))
     for params in (state.params, state.ema[0]):
         np.testing.assert_array_equal(params["conv1/kernel"], bundle.params["conv1/kernel"])
         np.testing.assert_array_equal(params["dense/kernel"], bundle.params["dense/kernel"])
@@ -69,7 +88,7 @@ def test_the_state_before_the_first_step_holds_the_pretrained_body(bundle, finis
 
 def test_another_architecture_is_refused(finished_run):
     with pytest.raises(pcls.UserError, match=r"model\.name is 'rnn28', and the weights in .* are of cnn28"):
-        start_from(finished_run, ModelSection(name="rnn28"))
+        start_from(finished_run, recipe_of(**{"model.name": "rnn28"}))
 
 
 def test_weights_of_another_order_of_reading_are_refused(tiny, tmp_path):
@@ -83,7 +102,7 @@ def test_weights_of_another_order_of_reading_are_refused(tiny, tmp_path):
     with pytest.raises(
         pcls.UserError, match=r"model\.read is 'rows', and the weights in .* were trained with 'columns'"
     ):
-        start_from(run.path, ModelSection(name="rnn", hidden=4))
+        start_from(run.path, recipe_of(**{"model.name": "rnn", "model.hidden": 4}))
 
 
 def test_an_unfinished_run_is_refused_with_the_way_on(finished_run, tmp_path):
@@ -112,7 +131,7 @@ TUNING = {
 @pytest.fixture(scope="module")
 def tuned(finished_run, tmp_path_factory):
     path = tmp_path_factory.mktemp("tuned") / "run"
-    return pcls.finetune(finished_run, "digits", TUNING | {"run.dir": str(path)})
+    return pcls.finetune("digits", finished_run, TUNING | {"run.dir": str(path)})
 
 
 def test_fine_tuning_learns_new_classes_with_the_preprocessing_of_the_weights(tuned, bundle):
@@ -139,7 +158,7 @@ def test_a_fine_tuning_run_killed_at_once_resumes_from_the_pretrained_weights(
     with monkeypatch.context() as patch:
         patch.setattr("pcls.run.session.train_loop", killed)
         with pytest.raises(KeyboardInterrupt):
-            pcls.finetune(finished_run, "digits", TUNING | {"run.dir": str(path)})
+            pcls.finetune("digits", finished_run, TUNING | {"run.dir": str(path)})
     assert [step.name for step in (path / "checkpoints").iterdir()] == ["0"]
     # The source may be gone by then.
     pcls.resume(path)

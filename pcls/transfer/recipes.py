@@ -1,0 +1,114 @@
+"""How weights are fine-tuned: named recipes, and the rules that choose one by the number of images.
+
+docs/finetuning.md has the rules as a table, with what was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pcls.transfer.groups import HEAD, pattern_of
+
+BATCH_SIZE = 32
+# Few images need many epochs, many need few: whichever of the two is longer.
+MIN_STEPS, EPOCHS = 300, 10
+# The rate of each group is that of the one above it times this. Source: Howard & Ruder 2018, there 1 / 2.6 a layer.
+LAYER_DECAY = 0.65
+# Share of a run in which all groups are set free one after the other, and how many programs that may take.
+UNFREEZING, MOST_PHASES = 0.5, 4
+WARMUP = 0.05
+# Images a class below which only the head is fitted, and images below which the layers are set free one by one.
+FEW_A_CLASS, FEW = 10, 2_000
+# So many that weights from elsewhere gain nothing any more. Source: He et al. 2019.
+MANY = 1_000_000
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the recipes look at.
+
+    Attributes:
+      groups: of its layers, to their paths, from the input to the head.
+      head: `transfer.head` where all layers are trained: a new one is fitted to the features first.
+      steps: of the run.
+      trained: height and channels of the images that the weights were trained with; None: sequences.
+    """
+
+    groups: dict[str, tuple[str, ...]]
+    head: str
+    steps: int
+    trained: tuple[int, int] | None
+
+
+def probe(network: Network) -> Settings:
+    """The head alone, as the best linear classifier of the features."""
+    return {
+        "transfer.head": "probe",
+        "optimizer.freeze": [{"match": f"^(?!{HEAD}/)"}],
+        "train.duration": "0 steps",
+    }
+
+
+def gradual(network: Network) -> Settings:
+    """The head, then the layers from the top by schedule, the lower the slower.
+
+    Source: Howard & Ruder 2018.
+    """
+    below = [name for name in reversed(network.groups) if name != HEAD]
+    # As many together as leaves so few phases that compiling is worth its time.
+    together = math.ceil(len(below) / (MOST_PHASES - 1))
+    chunks = [below[start : start + together] for start in range(0, len(below), together)]
+    freeze = []
+    for number, chunk in enumerate(chunks, 1):
+        until = f"{max(1, round(network.steps * UNFREEZING * number / len(chunks)))} steps"
+        freeze += [{"match": pattern_of(name, network.groups[name]), "until": until} for name in chunk]
+    return full(network) | {"optimizer.freeze": freeze}
+
+
+def full(network: Network) -> Settings:
+    """All layers from the start, the lower the slower.
+
+    Source: a fitted head first: Kumar et al. 2022.
+    """
+    names = [name for name in reversed(network.groups) if name != HEAD]
+    scales = [
+        {"match": pattern_of(name, network.groups[name]), "scale": LAYER_DECAY**depth}
+        for depth, name in enumerate(names, 1)
+    ]
+    return {"transfer.head": network.head, "optimizer.lr_scale": scales, "optimizer.warmup": _warmup(network)}
+
+
+def scratch(network: Network) -> Settings:
+    """The same network from random weights."""
+    images = {}
+    if network.trained:
+        images = dict(zip(("data.image_size", "data.channels"), network.trained, strict=True))
+    return {"model.init": "", "optimizer.warmup": _warmup(network), **images}
+
+
+def _warmup(network: Network) -> str:
+    return f"{round(WARMUP * network.steps)} steps"
+
+
+RECIPES: dict[str, Callable[[Network], Settings]] = {
+    "probe": probe,
+    "gradual": gradual,
+    "full": full,
+    "scratch": scratch,
+}
+
+
+def choose(images: int, classes: int) -> tuple[str, str]:
+    """The recipe for so many images to train on, and why."""
+    if images < FEW_A_CLASS * classes:
+        return "probe", f"{images / classes:.0f} images a class are too few to move the layers below the head"
+    if images < FEW:
+        return "gradual", f"{images:,} images: the lower layers are left alone until the upper ones fit"
+    if images < MANY:
+        return "full", f"{images:,} images are enough to move all layers at once"
+    return "scratch", f"{images:,} images need no weights from elsewhere"
