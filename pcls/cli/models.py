@@ -137,7 +137,7 @@ def import_weights(
     ],
     model: Annotated[str, typer.Option(help="Of `pcls models list`, where the source does not tell.")] = "",
     out: Annotated[Path | None, typer.Option(help="The bundle's folder; a new one named as the source.")] = None,
-    channels: Annotated[int | None, typer.Option(help="1 or 3: fit it to grey or RGB images.")] = None,
+    channels: Annotated[int | None, typer.Option(help="Fit it to images of so many: 1 grey, 3 RGB.")] = None,
     classes: Annotated[
         Path | None, typer.Option(help="The outputs' names, one a line or a JSON list, in their order.")
     ] = None,

@@ -23,7 +23,7 @@ def predict(
         str, typer.Argument(help="The folder of a finished run or of a bundle, or a name of `pcls models search`.")
     ],
     images: Annotated[
-        list[str], typer.Argument(help="JPEG, PNG or WebP files; WAV or NPY files for models of sequences.")
+        list[str], typer.Argument(help="JPEG, PNG or WebP files; WAV or NPY files for models of sequences or of other channels.")
     ],
     output: Annotated[Format, typer.Option("--format", help="A table, or one JSON object a line.")] = Format.table,
 ) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 
 from pcls.config.schema import AudioSection, DataSection
 from pcls.data.buckets import Bucket, buckets_of, padded_lengths
-from pcls.data.preprocessing import Preprocessing, SequenceFeatures, imagenet_statistics
+from pcls.data.decode import convertible
+from pcls.data.preprocessing import GREY, RGB, Preprocessing, SequenceFeatures, imagenet_statistics
 from pcls.data.quarantine import read_quarantine, records_kept
 from pcls.data.sources.arrays import ArraySource, open_arrays, open_digits, open_idx, pixel_statistics
 from pcls.data.sources.cache import cache_folder
@@ -73,6 +74,8 @@ IMAGE_FILES = ("folder", "manifest", "arrayrecord", "webdataset", "huggingface",
 # Pictures of free size come at this size when neither the recipe nor the weights say one.
 DEFAULT_IMAGE_SIZE = 224
 DEFAULT_CROP_PCT = 0.875
+# Records whose statistics stand for all, where a set is too large to be held.
+MEASURED = 1000
 
 
 @dataclass(frozen=True)
@@ -174,14 +177,19 @@ def _prepared(
     section: DataSection, whole: Source, evaluation: Source | None, preprocessing: Preprocessing | None
 ) -> Dataset:
     if not isinstance(whole, ArraySource) or not isinstance(evaluation, ArraySource | None):
+        stored = _stored_channels(section, whole)
+        preprocessing = _as_asked(section, preprocessing) if preprocessing else _file_preprocessing(section, stored)
+        _check_channels(section, stored, preprocessing.channels)
         train, evaluation = _split(section, whole, evaluation)
-        preprocessing = _as_asked(section, preprocessing) if preprocessing else _file_preprocessing(section)
+        if not preprocessing.mean:
+            preprocessing = _measured(train, preprocessing)
         return Dataset(train, evaluation, preprocessing, in_memory=False)
     _check_no_file_settings(section)
     _check_not_empty(whole, whole.labels, section.classes or tuple(range(len(whole.class_names))))
     preprocessing = preprocessing and _without_crop(_as_asked(section, preprocessing))
     shape = preprocessing.shape if preprocessing else _array_shape(section, whole)
     trained = preprocessing.training.shape if preprocessing else shape
+    _check_channels(section, whole.images.shape[-1], shape[2])
     # Pixels in memory are brought to size once, not once an epoch.
     train, held = _split(section, whole.resized(*trained), evaluation and evaluation.resized(*shape))
     if evaluation is None and trained != shape:
@@ -484,10 +492,42 @@ def _array_preprocessing(train: Source, shape: tuple[int, int, int]) -> Preproce
     return Preprocessing(*shape, *pixel_statistics(everything.images))
 
 
-def _file_preprocessing(section: DataSection) -> Preprocessing:
+def _stored_channels(section: DataSection, source: Source) -> int | None:
+    """Of pixels that lie in files of arrays; None: each image has its own."""
+    if section.source != "arrays":
+        return None
+    image = source.__getitems__([0])[0].image
+    return image.shape[2] if isinstance(image, np.ndarray) else None
+
+
+def _check_channels(section: DataSection, stored: int | None, wanted: int) -> None:
+    """UserError where the images have other channels than the model is to see, and are not grey or RGB."""
+    if stored is None and wanted not in (GREY, RGB):
+        raise UserError(
+            f"data.channels is {wanted}, and the images of {section.source} are files, grey (1) or RGB (3); other "
+            "channels come as arrays: data.source=arrays"
+        )
+    if stored is not None and not convertible(stored, wanted):
+        raise UserError(
+            f"the images of {section.source} {without_secrets(section.path)} have {stored} channels, and the model is "
+            f"to see {wanted}; leave out data.channels, or fit public weights by: pcls models import NAME --channels "
+            f"{stored}"
+        )
+
+
+def _measured(train: Source, preprocessing: Preprocessing) -> Preprocessing:
+    """With mean and deviation of some of the training records, from all over the set."""
+    records = np.linspace(0, len(train) - 1, min(len(train), MEASURED)).astype(np.int64)
+    read = train.read(records, preprocessing.training, None)
+    mean, std = pixel_statistics(read.images[read.decoded])
+    return replace(preprocessing, mean=mean, std=std)
+
+
+def _file_preprocessing(section: DataSection, stored: int | None = None) -> Preprocessing:
     size = section.image_size or DEFAULT_IMAGE_SIZE
-    channels = section.channels or 3
-    mean, std = imagenet_statistics(channels)
+    channels = section.channels or stored or RGB
+    # What is no photograph has no customary statistics: it is measured.
+    mean, std = imagenet_statistics(channels) if channels in (GREY, RGB) else ((), ())
     return Preprocessing(
         height=size,
         width=size,

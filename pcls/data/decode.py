@@ -13,12 +13,15 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pcls.data.crops import random_box
 from pcls.data.jpeg import decode_part, is_whole, jpeg_header
-from pcls.data.preprocessing import Preprocessing
+from pcls.data.preprocessing import GREY, RGB, Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000
 # Of the longer side to the shorter, in evaluation.
 MAX_ASPECT = 50
+
+# OpenCV resizes no more together.
+CV_CHANNELS = 4
 
 # What undoes each EXIF orientation.
 UPRIGHT: dict[Any, Image.Transpose] = {
@@ -55,6 +58,8 @@ def decode(
     Raises:
       DecodeError: the reason, in a few words.
     """
+    if preprocessing.channels not in (GREY, RGB):
+        raise DecodeError(f"an image file has no {preprocessing.channels} channels; they come as an array")
     part = None if draws is None else random_part(data, preprocessing, draws)
     if part is not None:
         return resized(part, preprocessing, out)
@@ -79,7 +84,7 @@ def random_part(data: bytes, preprocessing: Preprocessing, draws: np.ndarray) ->
         part = decode_part(data, header, box, least[::-1] if turn in SIDEWAYS else least, preprocessing.channels)
     except ValueError:
         return None
-    return part if turn is None else np.asarray(_image_of(part).transpose(turn))
+    return part if turn is None else np.asarray(image_of(part).transpose(turn))
 
 
 def _orientation(exif: bytes) -> int | None:
@@ -97,11 +102,26 @@ def _orientation(exif: bytes) -> int | None:
 def fit_pixels(
     pixels: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None = None, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """The same for pixels [height, width, 1 or 3] uint8."""
-    if draws is None or pixels.shape[2] != preprocessing.channels:
-        return _into(out, fit(_image_of(pixels), preprocessing, draws))
+    """The same for pixels [height, width, channels] uint8; DecodeError where these are others than the model sees.
+
+    Grey and RGB are the exception: one becomes the other.
+    """
+    stored, wanted = pixels.shape[2], preprocessing.channels
+    if not convertible(stored, wanted):
+        raise DecodeError(f"{stored} channels, and the model sees {wanted}")
+    if draws is None or stored != wanted:
+        if stored in (GREY, RGB):
+            return _into(out, fit(image_of(pixels), preprocessing, draws))
+        # Pillow resizes no more than four.
+        planes = (fit(image_of(pixels[..., [c]]), preprocessing.of_channel(c)) for c in range(stored))
+        return _into(out, np.concatenate(list(planes), -1))
     left, top, right, bottom = _whole_pixels(random_box(pixels.shape[1], pixels.shape[0], draws))
     return resized(pixels[top:bottom, left:right], preprocessing, out)
+
+
+def convertible(stored: int, wanted: int) -> bool:
+    """Whether pixels of so many channels can be shown to a model that sees so many."""
+    return stored == wanted or {stored, wanted} == {GREY, RGB}
 
 
 def _into(out: np.ndarray | None, pixels: np.ndarray) -> np.ndarray:
@@ -111,8 +131,15 @@ def _into(out: np.ndarray | None, pixels: np.ndarray) -> np.ndarray:
     return out
 
 
-def _image_of(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+def image_of(pixels: np.ndarray) -> Image.Image:
+    """Pixels [height, width, channels] uint8 as a picture: grey or RGB; of two channels the first, of more three."""
+    shown = visible(pixels)
+    return Image.fromarray(shown[..., 0] if shown.shape[2] == GREY else shown)
+
+
+def visible(pixels: np.ndarray) -> np.ndarray:
+    """What of [..., channels] a person can be shown: all of 1 or 3, the first of two, the first three of more."""
+    return pixels[..., : RGB if pixels.shape[-1] >= RGB else GREY]
 
 
 def _whole_pixels(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
@@ -128,7 +155,11 @@ def resized(pixels: np.ndarray, preprocessing: Preprocessing, out: np.ndarray | 
     # Two taps: five times as fast as areas. A JPEG comes within a factor of two by its decoder, others may not.
     shrinks = pixels.shape[0] >= 2 * size[1] and pixels.shape[1] >= 2 * size[0]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    cv2.resize(pixels, size, dst=out if out.shape[2] == 3 else out[..., 0], interpolation=interpolation)
+    if out.shape[2] <= CV_CHANNELS:
+        cv2.resize(pixels, size, dst=out[..., 0] if out.shape[2] == GREY else out, interpolation=interpolation)
+        return out
+    for channel in range(out.shape[2]):
+        out[..., channel] = cv2.resize(pixels[..., channel], size, interpolation=interpolation)
     return out
 
 

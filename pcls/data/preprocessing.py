@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+# Channels of image files; arrays may hold others.
+GREY, RGB = 1, 3
+MAX_CHANNELS = 512
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -71,7 +75,7 @@ class Preprocessing:
     Attributes:
       height, width: pixels in evaluation and prediction; of sequences the steps of the longest, padded, and the
         features of a step.
-      channels: 1 (grey, or a sequence) or 3 (RGB).
+      channels: 1 (grey, or a sequence), 3 (RGB), or any other number of what was measured at each pixel.
       mean, std: of x / 255, one a channel; of sequences of x, one a feature, over the steps that count. Applied on the
         device.
       crop_pct: the evaluation resizes to the size divided by this, then cuts the size out of the middle.
@@ -107,6 +111,11 @@ class Preprocessing:
     def shape(self) -> tuple[int, int, int]:
         """[height, width, channels]."""
         return self.height, self.width, self.channels
+
+    def of_channel(self, channel: int) -> Preprocessing:
+        """What one channel is brought to, as a grey image."""
+        own = slice(channel, channel + 1)
+        return replace(self, channels=1, mean=self.mean[own], std=self.std[own])
 
     @property
     def records(self) -> str:

@@ -8,7 +8,8 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from pcls.data.decode import DecodeError, in_mode, open_image, reason, upright
+from pcls.data.decode import DecodeError, image_of, in_mode, open_image, reason, upright
+from pcls.data.preprocessing import GREY, RGB
 from pcls.data.sources.arrayrecord import Reencoding
 from pcls.data.sources.source import Unreadable
 
@@ -30,6 +31,8 @@ def as_file(image: bytes | np.ndarray | Unreadable, reencoding: Reencoding | Non
     """
     if isinstance(image, Unreadable):
         return Unreadable(f"cannot be read ({image.reason})")
+    if isinstance(image, np.ndarray) and image.shape[2] not in (GREY, RGB):
+        return Unreadable(f"has {image.shape[2]} channels, which no image file holds; train on the arrays themselves")
     if reencoding is None:
         return image if isinstance(image, bytes) else _png(image)
     try:
@@ -89,5 +92,5 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 def _png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+    image_of(pixels).save(file, "PNG")
     return file.getvalue()

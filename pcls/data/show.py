@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pcls.config.schema import AugmentSection
 from pcls.data.augment import alternating, model_inputs, record_keys
+from pcls.data.decode import image_of
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 
@@ -56,7 +57,7 @@ def grid(images: np.ndarray, texts: Sequence[str], columns: int) -> Image.Image:
     """Images in rows, each with a line of text below it.
 
     Args:
-      images: [n, height, width, 1 or 3] uint8.
+      images: [n, height, width, channels] uint8.
       texts: of each; too long ones are cut.
       columns: images in a row.
     """
@@ -68,7 +69,7 @@ def grid(images: np.ndarray, texts: Sequence[str], columns: int) -> Image.Image:
     for number, (pixels, text) in enumerate(zip(images, texts, strict=True)):
         row, column = divmod(number, columns)
         left, top = GAP + column * (width + GAP), GAP + row * (height + LINE + GAP)
-        image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")
+        image = image_of(pixels).convert("RGB")
         sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top))
         draw.text((left, top + height + 1), shortened(plain(text), width, font), INK, font)
     return sheet

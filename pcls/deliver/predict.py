@@ -10,11 +10,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from pcls.data.augment import normalise
-from pcls.data.decode import DecodeError, decode, fit
-from pcls.data.preprocessing import Preprocessing, SequenceFeatures
+from pcls.data.decode import DecodeError, convertible, decode, fit_pixels
+from pcls.data.preprocessing import GREY, RGB, Preprocessing, SequenceFeatures
 from pcls.data.sources.arrays import DAMAGED_HEADER
 from pcls.data.sources.audio import check_audio, log_mel
 from pcls.data.sources.folder import read_file
@@ -73,9 +72,10 @@ class Classifier:
 
         Args:
           images: paths of JPEG, PNG or WebP files, or arrays [height, width] or [height, width, 1 or 3] uint8; one or
-            many. Of a model of sequences: arrays [steps, features], of numbers as it was trained with, and paths of WAV
-            files where it was trained with sound, else of NPY files. An unreadable one gives a prediction with `error`;
-            the others are not disturbed.
+            many. Of a model that sees other channels: arrays [height, width, channels] uint8, and paths of NPY files.
+            Of a model of sequences: arrays [steps, features], of numbers as it was trained with, and paths of WAV files
+            where it was trained with sound, else of NPY files. An unreadable one gives a prediction with `error`; the
+            others are not disturbed.
         """
         return list(self.stream([images] if isinstance(images, str | Path | np.ndarray) else images))
 
@@ -136,16 +136,16 @@ def _sequences(sequences: Sequence[np.ndarray | None], preprocessing: Preprocess
 
 def _picture(picture: Picture, preprocessing: Preprocessing) -> np.ndarray:
     """[height, width, channels] uint8; DecodeError where it cannot be had."""
+    wanted = preprocessing.channels
+    needed = f"uint8 [height, width{'] or [height, width, 1 or 3' if wanted in (GREY, RGB) else f', {wanted}'}]"
     if not isinstance(picture, np.ndarray):
-        return decode(_bytes(picture), preprocessing)
-    if (
-        picture.dtype != np.uint8
-        or not picture.size
-        or picture.ndim not in (2, 3)
-        or (picture.ndim == 3 and picture.shape[2] not in (1, 3))
-    ):
-        raise DecodeError(f"{picture.dtype}{list(picture.shape)}; uint8 [height, width] or [height, width, 1 or 3]")
-    return fit(Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture), preprocessing)
+        if wanted in (GREY, RGB):
+            return decode(_bytes(picture), preprocessing)
+        picture = _npy(Path(picture), needed)
+    pixels = picture[..., None] if picture.ndim == 2 else picture
+    if pixels.dtype != np.uint8 or not pixels.size or pixels.ndim != 3 or not convertible(pixels.shape[2], wanted):
+        raise DecodeError(f"{picture.dtype}{list(picture.shape)}; {needed}")
+    return fit_pixels(pixels, preprocessing)
 
 
 def _sequence(picture: Picture, features: SequenceFeatures, width: int, longest: int) -> np.ndarray:
@@ -156,7 +156,7 @@ def _sequence(picture: Picture, features: SequenceFeatures, width: int, longest:
         check_audio(features)
         values = log_mel(_bytes(picture), features)
     else:
-        values = _npy(Path(picture), width)
+        values = _npy(Path(picture), f"numbers [steps, {width}]")
     if values.dtype.kind not in "fiu" or values.ndim != 2 or values.shape[1] != width or not len(values):
         raise DecodeError(f"{values.dtype}{list(values.shape)}; numbers [steps, {width}] are needed")
     if len(values) > longest:
@@ -168,7 +168,7 @@ def _sequence(picture: Picture, features: SequenceFeatures, width: int, longest:
     return values
 
 
-def _npy(path: Path, width: int) -> np.ndarray:
+def _npy(path: Path, needed: str) -> np.ndarray:
     # A pipe would be waited for without end.
     if path.exists() and not path.is_file():
         raise DecodeError("not a file")
@@ -177,7 +177,7 @@ def _npy(path: Path, width: int) -> np.ndarray:
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, *DAMAGED_HEADER) as error:
         reason = first_line(error)
-        raise DecodeError(f"no .npy file, in which numpy.save puts numbers [steps, {width}] ({reason})") from error
+        raise DecodeError(f"no .npy file, in which numpy.save puts {needed} ({reason})") from error
 
 
 def _bytes(path: str | Path) -> bytes:

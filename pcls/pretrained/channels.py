@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pcls.data.preprocessing import GREY, RGB
 from pcls.errors import UserError
 from pcls.pretrained.bundle import Bundle
 from pcls.pretrained.exchange import with_channels
-from pcls.pretrained.sources import GREY, RGB
 
 
 def first_kernel(bundle: Bundle) -> str:
@@ -24,11 +24,11 @@ def first_kernel(bundle: Bundle) -> str:
 
 
 def with_image_channels(bundle: Bundle, channels: int) -> Bundle:
-    """The same classifier for grey or RGB pictures.
+    """The same classifier for pictures of another number of channels.
 
     Args:
       bundle: of a network whose first layer is a convolution.
-      channels: 1 or 3; mean and deviation become the average of those that there were, or are repeated.
+      channels: 1 or more; each gets the average of the means and of the deviations that there were.
 
     Raises:
       UserError: the network does not begin with one.

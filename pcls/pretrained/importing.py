@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pcls.data.preprocessing import Preprocessing, imagenet_statistics
+from pcls.data.preprocessing import RGB, Preprocessing, imagenet_statistics
 from pcls.data.sources.cache import cache_folder, kept
 from pcls.errors import UserError
 from pcls.models.registry import model_entry
@@ -23,7 +23,7 @@ from pcls.pretrained.exchange import HEAD, HEAD_PATHS, foreign_shape, import_wei
 from pcls.pretrained.hub import CONFIG, PREFIX, WEIGHTS, fetch_repository
 from pcls.pretrained.names import TIMM, TORCHVISION, timm_names
 from pcls.pretrained.names.rules import Names
-from pcls.pretrained.sources import KERAS, RGB, check_source
+from pcls.pretrained.sources import KERAS, check_source
 from pcls.pretrained.tensors import StoredTensor, StoredTensors, open_tensors
 from pcls.pretrained.timm_config import read_config
 
@@ -74,7 +74,7 @@ def import_bundle(
       source: a name of the catalogue, `hf-hub:owner/name`, a .safetensors or Keras file, or a folder with config.json
         and model.safetensors as timm writes them.
       model: of the registry, where the source does not tell.
-      channels: 1 or 3: the first kernel is changed for pictures of so many; None: as the weights are.
+      channels: the first kernel is changed for pictures of so many; None: as the weights are.
       classes: a file with the names of the outputs; None: as the source tells, or as `names_of_outputs` says.
       revision: of the hub's repository; empty: its main branch.
       offline: take what the hub's cache has.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pcls.data.preprocessing import MAX_CHANNELS
 from pcls.errors import UserError
 from pcls.pretrained.catalogue import find_weight
 from pcls.pretrained.hub import PREFIX
@@ -11,7 +12,6 @@ from pcls.pretrained.hub import PREFIX
 SAFETENSORS, KERAS = ".safetensors", (".h5", ".hdf5", ".keras")
 # Formats that can run code when they are read.
 UNSAFE = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-GREY, RGB = 1, 3
 
 
 def check_source(source: str, channels: int | None = None) -> None:
@@ -20,8 +20,8 @@ def check_source(source: str, channels: int | None = None) -> None:
     Args:
       source, channels: as `pcls.pretrained.importing.import_bundle` takes them.
     """
-    if channels not in (None, GREY, RGB):
-        raise UserError(f"channels is {channels}; pictures have {GREY} (grey) or {RGB} (RGB)")
+    if channels is not None and not 1 <= channels <= MAX_CHANNELS:
+        raise UserError(f"channels is {channels}; 1 (grey), 3 (RGB) or another number up to {MAX_CHANNELS} is needed")
     path = Path(source).expanduser()
     kind = path.suffix.lower()
     if kind in UNSAFE:

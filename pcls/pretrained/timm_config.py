@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pcls.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, TrainingSize
+from pcls.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MAX_CHANNELS, Preprocessing, TrainingSize
 from pcls.errors import UserError
 from pcls.nn.pooling import Pool
 from pcls.pretrained.bundle import Bundle
@@ -18,7 +18,7 @@ from pcls.pretrained.names import timm_names
 
 MAX_BYTES = 1 << 24
 Side = Annotated[int, Field(ge=1, le=8192)]
-Size = tuple[Literal[1, 3], Side, Side]
+Size = tuple[Annotated[int, Field(ge=1, le=MAX_CHANNELS)], Side, Side]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]

@@ -10,6 +10,7 @@ import numpy as np
 
 from pcls.config import Recipe, flat_recipe
 from pcls.data.dataset import Dataset
+from pcls.data.decode import visible
 from pcls.data.preprocessing import Preprocessing
 from pcls.evaluation.count import Predictions
 from pcls.evaluation.report import MAX_MISTAKES, Mistake, RunReport, write
@@ -65,7 +66,7 @@ def mistakes(dataset: Dataset, predictions: Predictions) -> list[Mistake]:
         images = [picture_of(*one, dataset.preprocessing) for one in zip(read.images, read.lengths, strict=True)]
     return [
         Mistake(
-            thumbnail=image,
+            thumbnail=visible(image),
             record=dataset.evaluation.name(int(predictions.records[place])),
             label=int(predictions.labels[place]),
             predicted=int(predictions.predicted[place]),

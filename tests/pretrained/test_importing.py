@@ -261,7 +261,7 @@ def test_weights_for_grey_pictures_answer_as_those_for_colours(bundle, folder, t
     np.testing.assert_allclose(answers[0], answers[1], rtol=1e-4)
     mean = import_bundle(str(folder), channels=1).preprocessing
     assert (mean.mean, mean.std) == ((pytest.approx(0.5),), (pytest.approx(0.25),))
-    assert "channels is 4; pictures have 1 (grey) or 3 (RGB)" in refusal(folder, channels=4)
+    assert "channels is 0; 1 (grey), 3 (RGB) or another number up to 512 is needed" in refusal(folder, channels=0)
 
 
 def test_keras_files_go_to_their_reader(tmp_path, monkeypatch):
@@ -326,7 +326,8 @@ PRETRAINED = {"input_size": [3, 32, 32]}
         ({"pretrained_cfg": None}, "pretrained_cfg: input should be"),
         ({"num_classes": -1}, "num_classes: input should be greater than or equal to 0"),
         ({"pretrained_cfg": {"input_size": [3, 0, 32]}}, "pretrained_cfg.input_size.1"),
-        ({"pretrained_cfg": {"input_size": [5, 32, 32]}}, "pretrained_cfg.input_size.0: input should be 1 or 3"),
+        ({"pretrained_cfg": {"input_size": [0, 32, 32]}}, "pretrained_cfg.input_size.0: input should be greater"),
+        ({"pretrained_cfg": {"input_size": [5, 32, 32]}}, "mean and std need a number for each of the 5 channels"),
         ({"pretrained_cfg": PRETRAINED | {"crop_pct": 0}}, "pretrained_cfg.crop_pct: input should be greater than 0"),
         ({"pretrained_cfg": PRETRAINED | {"crop_mode": "random"}}, "'center', 'squash' or 'border'"),
         ({"pretrained_cfg": PRETRAINED | {"std": [0, 1, 1]}}, "pretrained_cfg.std.0: input should be greater than 0"),

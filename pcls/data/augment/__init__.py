@@ -74,7 +74,7 @@ def augment(
     images: Array,
     keys: Array,
     section: AugmentSection,
-    fill: Sequence[int] = (128, 128, 128),
+    fill: Sequence[int] = (),
     turned: Array | None = None,
 ) -> Array:
     """Applies what the recipe names and what concerns one image: shift, flip, policy, jitter, greyscale.
@@ -83,13 +83,14 @@ def augment(
       images: [batch, height, width, channels], any type; uint8 for what changes colours.
       keys: [batch].
       section: of the recipe.
-      fill: grey level of what a policy's geometric operations bring in, one a channel; `mean_colour` as in timm.
+      fill: grey level of what a policy's geometric operations bring in, one a channel; `mean_colour` as in timm; empty:
+        a middle grey.
       turned: [batch] bool of `alternating`, which images are mirrored where the flip alternates.
 
     Returns:
       The same shape and type.
     """
-    for change in changes(section, jnp.array(fill[: images.shape[-1]], jnp.uint8), turned):
+    for change in changes(section, jnp.array(fill or (128,) * images.shape[-1], jnp.uint8), turned):
         images = change(images, keys)
     return images
 

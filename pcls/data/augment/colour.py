@@ -21,9 +21,14 @@ def grey_levels(values: Array) -> Array:
 
 
 def luma(image: Array) -> Array:
-    """Brightness as ITU-R 601-2 weighs the colours, in the integers of Pillow. [height, width, 1] uint8."""
+    """Brightness as ITU-R 601-2 weighs the colours, in the integers of Pillow. [height, width, 1] uint8.
+
+    What is neither grey nor RGB has no colours: the mean of its channels.
+    """
     if image.shape[-1] == 1:
         return image
+    if image.shape[-1] != 3:
+        return jnp.round(jnp.mean(image, -1, keepdims=True, dtype=jnp.float32)).astype(jnp.uint8)
     red, green, blue = (image[..., channel : channel + 1].astype(jnp.int32) for channel in range(3))
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(jnp.uint8)
 

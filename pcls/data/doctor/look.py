@@ -9,7 +9,7 @@ from pathlib import PurePath
 import numpy as np
 from PIL import Image
 
-from pcls.data.decode import FORMATS, SIDEWAYS, DecodeError, decode, fit, open_image, turn_of
+from pcls.data.decode import FORMATS, SIDEWAYS, DecodeError, decode, fit, image_of, open_image, turn_of
 from pcls.data.doctor.near import HASH_SIDE, perceptual_hash
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.source import Stored, Unreadable
@@ -81,7 +81,7 @@ def look_at(stored: Stored, name: str, row: np.void) -> str:
 def open_picture(image: bytes | np.ndarray) -> Image.Image:
     """Opens a stored image, as `open_image` does; its pixels are not decoded yet."""
     if isinstance(image, np.ndarray):
-        return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        return image_of(image)
     return open_image(image)
 
 

@@ -17,7 +17,8 @@ from typing import IO, Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 import numpy as np
 from PIL import Image
 
-from pcls.data.preprocessing import Preprocessing
+from pcls.data.decode import convertible, image_of
+from pcls.data.preprocessing import GREY, MAX_CHANNELS, RGB, Preprocessing
 from pcls.data.sources.source import ImageSource, Records, Source, Stored, Unreadable
 from pcls.errors import UserError
 
@@ -80,15 +81,19 @@ class ArraySource:
         return ArraySource(self.images[records], self.labels[records], self.class_names, self._title)
 
     def resized(self, height: int, width: int, channels: int) -> ArraySource:
-        """The same records at another size (bilinear) and channel count."""
+        """The same records at another size (bilinear); of grey ones RGB and back, other channels stay as they are."""
+        stored = self.images.shape[-1]
         if self.images.shape[1:] == (height, width, channels):
             return self
-        mode = "L" if channels == 1 else "RGB"
+        assert convertible(stored, channels)
+        mode = "RGB" if channels == RGB else "L"
+        # Of other numbers each channel by itself: Pillow resizes no more than four.
+        parts = [slice(None)] if stored in (GREY, RGB) else [slice(c, c + 1) for c in range(stored)]
         images = np.empty((len(self), height, width, channels), np.uint8)
         for index, pixels in enumerate(self.images):
-            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-            resized = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
-            images[index] = np.asarray(resized).reshape(height, width, channels)
+            for part in parts:
+                image = image_of(pixels[..., part]).convert(mode).resize((width, height), Image.Resampling.BILINEAR)
+                images[index, ..., part] = np.asarray(image).reshape(height, width, -1)
         return ArraySource(images, self.labels, self.class_names, self._title)
 
 
@@ -255,7 +260,7 @@ class PixelStore:
 def open_arrays(path: Path) -> tuple[ArraySource | ImageSource, ArraySource | ImageSource | None]:
     """Opens arrays that NumPy saved: an .npz archive, held in memory; or a folder of .npy files, read when asked for.
 
-    Their names: `images` ([n, height, width] or [n, height, width, 1 or 3] uint8) and `labels` ([n] integers); at
+    Their names: `images` ([n, height, width] or [n, height, width, channels] uint8) and `labels` ([n] integers); at
     choice `class_names` ([classes] text), and `eval_images` with `eval_labels`. Without names the classes are 0 to the
     largest label.
 
@@ -420,8 +425,10 @@ def _check_images(header: Header, fail: Callable[[str], NoReturn]) -> None:
         fail(f"has the shape {list(header.shape)}; [n, height, width] or [n, height, width, channels] is needed")
     if not all(header.shape):
         fail(f"has the shape {list(header.shape)}: it holds no images")
-    if header.pixels[2] not in (1, 3):
-        fail(f"has the shape {list(header.shape)}; the last size is that of the channels, 1 or 3")
+    if header.shape[1] in (GREY, RGB) and header.pixels[2] > RGB:
+        fail(f"has the shape {list(header.shape)}; channels come last: save images.transpose(0, 2, 3, 1)")
+    if header.pixels[2] > MAX_CHANNELS:
+        fail(f"has the shape {list(header.shape)}; the last size is that of the channels, {MAX_CHANNELS} at most")
 
 
 def _check_labels(header: Header, images: int, fail: Callable[[str], NoReturn]) -> None:

@@ -146,7 +146,7 @@ def header_bomb() -> bytes:
         (encoded(scene(), "PNG")[:3000], "truncated after 3,000 bytes"),
         (encoded(scene(), "GIF"), "not a JPEG, PNG or WebP image"),
         (Unreadable("Permission denied"), "cannot be read: Permission denied"),
-        (np.zeros((4, 4, 5), np.uint8), "pixels of the shape [4, 4, 5]"),
+        (np.zeros((4, 0, 5), np.uint8), "pixels of the shape [4, 0, 5]"),
     ],
 )
 def test_what_cannot_be_decoded_has_a_reason(image, reason):

@@ -236,7 +236,7 @@ BAD_ARRAYS = {
     "flat": (SAVED | {"images": COLOUR.reshape(6, 60)}, "images has the shape [6, 60]; [n, height, width] or"),
     "channels first": (
         SAVED | {"images": COLOUR.transpose(0, 3, 1, 2).copy()},
-        "images has the shape [6, 3, 4, 5]; the last size is that of",
+        "images has the shape [6, 3, 4, 5]; channels come last: save images.transpose(0, 2, 3, 1)",
     ),
     "no images": (
         {"images": COLOUR[:0], "labels": LABELS[:0]},
