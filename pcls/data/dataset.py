@@ -13,6 +13,7 @@ import numpy as np
 from pcls.config.schema import AudioSection, DataSection
 from pcls.data.buckets import Bucket, buckets_of, padded_lengths
 from pcls.data.decode import convertible
+from pcls.data.notices import notices
 from pcls.data.preprocessing import GREY, RGB, Preprocessing, SequenceFeatures, imagenet_statistics
 from pcls.data.quarantine import read_quarantine, records_kept
 from pcls.data.sources.arrays import ArraySource, open_arrays, open_digits, open_idx, pixel_statistics
@@ -109,7 +110,8 @@ class Dataset:
     def notices(self) -> tuple[str, ...]:
         """What the user should be told of the data, a line each."""
         parts = (self.train, self.evaluation) if self.padded else ()
-        return tuple(dict.fromkeys(filter(None, (as_sequences(part).notice for part in parts))))
+        of_sequences = filter(None, (as_sequences(part).notice for part in parts))
+        return tuple(dict.fromkeys((*of_sequences, *notices(self.train, self.evaluation))))
 
     def padded_to(self, steps: int) -> Dataset:
         """The same, every sequence padded to one length, none above it."""
