@@ -18,8 +18,9 @@ from pcls.evaluation.metrics import Evaluation
 from pcls.evaluation.quality import Scores, quality
 from pcls.nn.module import Arrays, ModelDef
 
-# What the logits of a set may take on the host: those of ImageNet's validation set take 0.2 GB.
-LOGITS_BYTES = 2 << 30
+# What the logits of a set may take on the host: those of ImageNet's validation set take 0.2 GB. Who fits something to
+# parts of them holds about as much again.
+LOGITS_BYTES = 1 << 30
 
 EvaluationStep = Callable[[Arrays, Arrays, Batch], dict[str, Array]]
 

@@ -79,7 +79,7 @@ def _held(recipe: Recipe, bundle: Bundle) -> tuple[Source, str]:
     held, part = (whole, "all its records") if own is None else (own, "its evaluation part")
     name = without_secrets(recipe.data.path) or recipe.data.source
     if not len(held):
-        raise UserError(f"{name}: {part} are empty; there is nothing to evaluate")
+        raise UserError(f"{name}: {part}: empty; there is nothing to evaluate")
     if isinstance(held, ArraySource):
         held = held.resized(*bundle.preprocessing.shape)
     return held, f"evaluated on {name}, {part}"

@@ -292,5 +292,5 @@ def test_logits_are_put_down_by_record_once_each_without_padding_or_what_cannot_
 
 
 def test_logits_that_would_take_too_much_memory_are_refused_before_any_is_computed():
-    with pytest.raises(UserError, match=r"60,000 records and 21,841 classes take 5\.2 GB, and 2\.1 GB are all"):
+    with pytest.raises(UserError, match=r"60,000 records and 21,841 classes take 5\.2 GB, and 1\.1 GB are all"):
         collect_logits(iter(()), size=60_000, classes=21_841)

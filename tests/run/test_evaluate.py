@@ -12,6 +12,7 @@ from pyarrow import parquet
 from sklearn.datasets import load_digits
 
 import pcls
+from pcls.cli import main
 from pcls.config.load import with_overrides
 from pcls.data.split import held_out
 from pcls.errors import UserError
@@ -130,6 +131,22 @@ def test_a_checkpoint_that_is_not_the_bundles_is_not_calibrated(run):
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps(status | {"status": "running", "step": 8}))
     assert pcls.evaluate(run).calibration == ""
+
+
+def test_the_verb_prints_what_changed_and_says_what_a_sigmoid_models_probabilities_are(run, capsys):
+    folder = RunFolder(run)
+    folder.create(with_overrides(folder.recipe(), {"train.loss": "sigmoid"}))
+    assert main(["calibrate", str(run), "--method", "temperature", "--records", "100"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("calibration: temperature ")
+    assert lines[0].endswith("; on 50 other records:")
+    assert lines[1].split() == ["before", "after"]
+    table = {line.split("  ")[0]: line.split()[-2:] for line in lines[2:8]}
+    assert table.keys() == {"top1", "NLL", "Brier", "ECE", "ECE, mass", "AURC"}
+    assert float(table["NLL"][1]) < float(table["NLL"][0])
+    assert table["top1"][0] == table["top1"][1]
+    assert lines[8] == "the model was trained with sigmoid; its probabilities are the softmax of its logits"
+    assert lines[9] == f"kept in the bundle: {load_bundle(run / 'bundle').calibration}"
 
 
 def test_fewer_records_are_drawn_evenly_from_all_classes(setup):
@@ -269,6 +286,12 @@ def empty(tmp_path):
     (tmp_path / "set" / "0").mkdir(parents=True)
 
 
+def empty_part(tmp_path):
+    (tmp_path / "set" / "val" / "five").mkdir(parents=True)
+    (tmp_path / "set" / "train" / "five").mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "set" / "train" / "five" / "1.png")
+
+
 def of_other_case(tmp_path):
     for name in ("Five", "four"):
         (tmp_path / "set" / name).mkdir(parents=True)
@@ -283,6 +306,7 @@ def of_sequences(tmp_path):
     ("make", "name", "message"),
     [
         (empty, "set", "no .jpg, .jpeg, .png, .webp files in folders below it"),
+        (empty_part, "set", "set: its evaluation part: empty; there is nothing to evaluate"),
         (of_other_case, "set", "the set has the class 'Five', and the model 'five': they differ in case"),
         (of_sequences, "set.npz", "is for pictures, and the set is of sequences"),
         (lambda tmp_path: None, "nowhere", "there is no such file or folder of a known kind"),

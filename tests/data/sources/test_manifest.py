@@ -10,7 +10,7 @@ import pytest
 
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources import manifest
-from pcls.data.sources.manifest import open_manifest
+from pcls.data.sources.manifest import column_of, open_manifest
 from pcls.errors import UserError
 
 PREPROCESSING = Preprocessing(4, 6, 3, (0.0,) * 3, (1.0,) * 3)
@@ -355,3 +355,32 @@ def test_two_hundred_thousand_rows_take_few_bytes_each(tmp_path, monkeypatch):
     assert source.labels[-3:].tolist() == [(199_997 + i) % 7 for i in range(3)]
     # 8 bytes a row for its hash; the rest is one batch, whatever the number of rows.
     assert peak < 200_000 * 10 + (12 << 20)
+
+
+def test_any_column_can_be_had_for_records_by_their_names(tmp_path):
+    (tmp_path / "set.csv").write_text(
+        'path,label,split,year\n./a.png,x,train,1999\n"b,c.png",y,train,\n/d.png,x,test,007\n'
+    )
+    train, test = open_manifest(tmp_path / "set.csv")
+    names = [train.name(1), train.name(0), test.name(0)]
+    assert column_of(tmp_path / "set.csv", "year", names) == ["", "1999", "007"]
+    assert column_of(tmp_path / "set.csv", "label", names) == ["y", "x", "x"]
+    assert column_of(tmp_path / "set.csv", "path", names) == ["b,c.png", "./a.png", "/d.png"]
+
+
+@pytest.mark.parametrize("values", [[1.5, None], [True, None], [["a", "b"], None]])
+def test_a_column_of_a_parquet_file_may_be_of_any_type(tmp_path, values):
+    pq.write_table(pa.table({"path": ["a.png", "b.png"], "label": ["x", "y"], "other": values}), tmp_path / "a.parquet")
+    train, _ = open_manifest(tmp_path / "a.parquet")
+    names = [train.name(record) for record in range(2)]
+    assert column_of(tmp_path / "a.parquet", "other", names) == [str(values[0]), ""]
+
+
+def test_a_column_or_a_row_that_is_gone_is_named(tmp_path):
+    (tmp_path / "set.csv").write_text("path,label,year\na.png,x,1\nb.png,y,2\n")
+    with pytest.raises(UserError, match=r"set\.csv: no column 'years'; it has: path, label, year"):
+        column_of(tmp_path / "set.csv", "years", [])
+    with pytest.raises(UserError, match=r"set\.csv: has no row for c\.png any more"):
+        column_of(tmp_path / "set.csv", "year", [str(tmp_path / "a.png"), "c.png"])
+    with pytest.raises(UserError, match="there is no such file"):
+        column_of(tmp_path / "none.csv", "year", [])
