@@ -23,8 +23,9 @@ from pcls.errors import UserError
 from pcls.parallel.mesh import BATCH_AXES, batch_sharding, local_rows, make_mesh, replicated, shard_count
 from pcls.parallel.processes import place
 
-# Of the largest entry of the mean loss's gradient: scikit-learn's too.
-TOLERANCE, MAX_ITERATIONS, MEMORY = 1e-4, 1000, 10
+# Of the largest entry of the mean loss's gradient. At scikit-learn's 1e-4 small penalties end far from the optimum: of
+# 4,000 x 1,024 features and 50 classes, at l2 = 0.1, 3 times its objective and 4 points of accuracy below.
+TOLERANCE, MAX_ITERATIONS, MEMORY = 1e-5, 1000, 10
 # Evaluations of a line search, and the share of the slope that it leaves.
 MAX_SEARCH, FLAT = 10, 0.1
 MIN_SHRINKAGE = 1e-4

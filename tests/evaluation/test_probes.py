@@ -56,7 +56,7 @@ def test_the_linear_probe_finds_the_optimum_that_scikit_learn_finds(digits, one_
     peer.fit(scaler.transform(features.astype(np.float64)), labels, sample_weight=weights)
     kernel = peer.coef_.T / scaler.scale_[:, None]
     best = objective(kernel, peer.intercept_ - scaler.mean_ @ kernel, features, labels, l2, scaler.scale_, weights)
-    options = {"mesh": one_device, "tolerance": 1e-5} | ({"weights": weights} if weighted else {})
+    options = {"mesh": one_device} | ({"weights": weights} if weighted else {})
     probe = fit_linear(features, labels, CLASSES, l2=l2, **options)
     found = objective(probe.kernel, probe.bias, features, labels, l2, scaler.scale_, weights)
     assert probe.converged
@@ -81,7 +81,7 @@ def test_few_records_of_many_features_are_fitted_too(digits, one_device):
 def test_the_probe_is_the_same_on_one_device_and_on_eight(digits):
     features, labels, tested, _ = digits
     one, eight = (
-        fit_linear(features, labels, CLASSES, l2=1.0, mesh=make_mesh(-1, devices=jax.devices()[:count]), tolerance=1e-5)
+        fit_linear(features, labels, CLASSES, l2=1.0, mesh=make_mesh(-1, devices=jax.devices()[:count]))
         for count in (1, 8)
     )
     # 1,203 rows do not divide by eight.
@@ -93,8 +93,8 @@ def test_records_of_weight_0_do_not_count(digits, one_device):
     features, labels, tested, _ = digits
     weights = np.arange(len(labels)) < 800
     wrong = np.where(weights, labels, (labels + 1) % CLASSES)
-    some = fit_linear(features, wrong, CLASSES, l2=10.0, weights=weights, tolerance=1e-5, mesh=one_device)
-    only = fit_linear(features[:800], labels[:800], CLASSES, l2=10.0, tolerance=1e-5, mesh=one_device)
+    some = fit_linear(features, wrong, CLASSES, l2=10.0, weights=weights, mesh=one_device)
+    only = fit_linear(features[:800], labels[:800], CLASSES, l2=10.0, mesh=one_device)
     np.testing.assert_allclose(some.logits(tested), only.logits(tested), atol=0.02)
 
 
