@@ -17,12 +17,18 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with pcls.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in optimizer.lr=1e-3")] = None,
     profile: PROFILE = "",
+    seeds: Annotated[int, typer.Option(help="Runs of so many seeds from train.seed on, in folders of their own.")] = 1,
 ) -> None:
     """Train a recipe in a new run folder.
 
     Example: pcls train digits_cnn train.duration='5 epochs' run.dir=runs/first
     """
-    pcls.train(recipe, overrides or [], profile=profiled_steps(profile))
+    if seeds == 1:
+        pcls.train(recipe, overrides or [], profile=profiled_steps(profile))
+        return
+    if profile:
+        raise UserError("--profile traces one run; leave out --seeds")
+    pcls.train_seeds(recipe, overrides or [], seeds=seeds)
 
 
 def profiled_steps(text: str) -> range | None:

@@ -58,7 +58,11 @@ def prepare(recipe: Recipe, preprocessing: Preprocessing | None = None) -> Setup
     Raises:
       UserError: one line that says what does not fit.
     """
-    dataset = open_data(recipe, preprocessing)
+    return setup_of(recipe, open_data(recipe, preprocessing))
+
+
+def setup_of(recipe: Recipe, dataset: Dataset) -> Setup:
+    """Puts a recipe together with its data that are open already; UserError as `prepare` says."""
     program = make_program(
         recipe,
         dataset.preprocessing,
