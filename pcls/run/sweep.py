@@ -44,7 +44,6 @@ from pcls.run.trials import (
     trials_of,
 )
 from pcls.run.weights import Start
-from pcls.run.weights import Start
 
 PLAN, FAILED, LOG = "sweep.json", "failed.json", "log.txt"
 # What a run may be judged by, and whether more is better.
