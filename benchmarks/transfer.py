@@ -1,7 +1,7 @@
 """Does pretraining pay? MNIST and Fashion-MNIST, one learned after the other: `python benchmarks/transfer.py`.
 
 Pretrains a CNN and an LSTM on the one set, fine-tunes them with few labels of the other by each named recipe, and
-trains the same network on the same labels from scratch. Needs the original files: --data FOLDER (default ../shared/data).
+trains the same network on the same labels from scratch. Needs the original files: --data FOLDER (../shared/data).
 """
 
 from __future__ import annotations
