@@ -1,63 +1,95 @@
 """Convolutions on CPU by form, forward and back: what `pcls/nn/convolve.py` chooses from. `make bench`, or
 
-    python benchmarks/convolutions.py [--rounds N] [--dry]
+    python benchmarks/convolutions.py [--rounds N] [--dry] [--write [FILE]]
 
-Forms take turns in one process; of each the sum of the output and both gradients, each compiled by itself.
+Forms take turns in one process; of each the sum of the output and both gradients, each compiled by itself. `--write`
+makes the table by which pcls chooses of what was measured; without it the table stays as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import _ledger
 from _worker import median_and_range
 
-from pcls.nn.convolve import FORMS, chosen_form
+from pcls.nn.convolve import FORMS, FORMS_OF, TABLE, Choice, Form, chosen_form, kind_of
 from pcls.parallel.tuning import tune_process
 
 BATCH, ROUNDS = 16, 7
-# Height and width, inputs, outputs, size, stride, groups; and the forms beside the native one.
+
+
+class Shape(NamedTuple):
+    """A convolution: height and width of the image, channels, the kernel's height and width."""
+
+    side: int
+    inputs: int
+    outputs: int
+    size: int
+    stride: int = 1
+    groups: int = 1
+
+    @property
+    def pads(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        return ((self.size // 2, self.size // 2),) * 2
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        return BATCH, self.side, self.side, self.inputs
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return self.size, self.size, self.inputs // self.groups, self.outputs
+
+    @property
+    def positions(self) -> int:
+        return (-(-self.side // self.stride)) ** 2
+
+
 SHAPES = [
-    (24, 64, 256, 1, 1, 1, ("pointwise",)),
-    (24, 256, 64, 1, 1, 1, ("pointwise",)),
-    (24, 256, 512, 1, 2, 1, ("pointwise",)),
-    (6, 1024, 256, 1, 1, 1, ("pointwise",)),
-    (24, 40, 40, 7, 1, 40, ("depthwise",)),
-    (6, 160, 160, 7, 1, 160, ("depthwise",)),
-    (24, 144, 144, 3, 1, 144, ("depthwise",)),
-    (24, 144, 144, 5, 2, 144, ("depthwise",)),
-    (24, 128, 128, 3, 1, 32, ("grouped",)),
-    (6, 512, 512, 3, 1, 32, ("grouped",)),
-    (12, 128, 128, 3, 1, 1, ("patches",)),
-    (8, 256, 256, 3, 1, 1, ("patches",)),
-    (6, 256, 256, 3, 1, 1, ("patches",)),
-    (4, 512, 512, 3, 1, 1, ("patches",)),
-    (3, 512, 512, 3, 1, 1, ("patches",)),
-    (2, 512, 512, 3, 1, 1, ("patches",)),
-    (12, 128, 256, 3, 2, 1, ("patches",)),
-    (6, 256, 512, 3, 2, 1, ("patches",)),
+    Shape(24, 64, 256, 1),
+    Shape(24, 256, 64, 1),
+    Shape(24, 256, 512, 1, 2),
+    Shape(6, 1024, 256, 1),
+    Shape(24, 40, 40, 7, 1, 40),
+    Shape(6, 160, 160, 7, 1, 160),
+    Shape(24, 144, 144, 3, 1, 144),
+    Shape(24, 144, 144, 5, 2, 144),
+    Shape(24, 128, 128, 3, 1, 32),
+    Shape(6, 512, 512, 3, 1, 32),
+    Shape(12, 128, 128, 3),
+    Shape(8, 256, 256, 3),
+    Shape(6, 256, 256, 3),
+    Shape(4, 512, 512, 3),
+    Shape(3, 512, 512, 3),
+    Shape(2, 512, 512, 3),
+    # Without a larger one nothing would say where patches end.
+    Shape(24, 64, 128, 3, 2),
+    Shape(12, 128, 256, 3, 2),
+    Shape(6, 256, 512, 3, 2),
 ]
 
 
-def passes(form: str, shape: tuple[Any, ...]) -> list[Callable[[], Any]]:
+def passes(form: Form, shape: Shape) -> list[Callable[[], Any]]:
     """The output and both gradients of a form, compiled."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    side, inputs, outputs, size, stride, groups, _ = shape
-    pads = ((size // 2, size // 2),) * 2
     draw = np.random.default_rng(0).standard_normal
-    x = jnp.asarray(draw((BATCH, side, side, inputs)), jnp.float32)
-    kernel = jnp.asarray(draw((size, size, inputs // groups, outputs)), jnp.float32)
+    x, kernel = (jnp.asarray(draw(size), jnp.float32) for size in (shape.image, shape.kernel))
 
     def run(x: Any, kernel: Any) -> Any:
-        return FORMS[form](x, kernel, stride, pads, groups)
+        return FORMS[form](x, kernel, shape.stride, shape.pads, shape.groups)
 
     forward = jax.jit(run)
     grads = jnp.ones_like(forward(x, kernel))
@@ -75,48 +107,94 @@ def seconds(work: list[Callable[[], Any]]) -> float:
     return time.perf_counter() - start
 
 
-def row(shape: tuple[Any, ...], rounds: int) -> list[str]:
-    side, inputs, outputs, size, stride, groups, forms = shape
-    work = {form: passes(form, shape) for form in ("native", *forms)}
-    times: dict[str, list[float]] = {form: [] for form in work}
+def times_of(shape: Shape, rounds: int) -> dict[Form, list[float]]:
+    """Seconds of each form in each round."""
+    kind = kind_of(shape.kernel, shape.pads, shape.groups)
+    work = {form: passes(form, shape) for form in ("native", *FORMS_OF[kind])}
+    times: dict[Form, list[float]] = {form: [] for form in work}
     for _ in range(rounds + 1):
         for form, one in work.items():
             times[form].append(seconds(one))
     # The first one warms up.
-    times = {form: values[1:] for form, values in times.items()}
-    (other,) = forms
-    ratio = [native / ours for native, ours in zip(times["native"], times[other], strict=True)]
-    pads = ((size // 2, size // 2),) * 2
-    chosen = chosen_form((BATCH, side, side, inputs), (size, size, inputs // groups, outputs), stride, pads, groups)
+    return {form: values[1:] for form, values in times.items()}
+
+
+def rows(shape: Shape, times: dict[Form, list[float]]) -> list[list[str]]:
+    """Of the ledger: one for each form beside the native one."""
+    chosen = chosen_form(shape.image, shape.kernel, shape.stride, shape.pads, shape.groups)
+    what = f"{shape.size} x {shape.size}, {shape.inputs} to {shape.outputs}, {shape.side} x {shape.side}"
+    what += f", stride {shape.stride}" if shape.stride > 1 else ""
+    what += f", {shape.groups} groups" if shape.groups > 1 else ""
     return [
-        f"{size} x {size}, {inputs} to {outputs}, {side} x {side}"
-        + (f", stride {stride}" if stride > 1 else "")
-        + (f", {groups} groups" if groups > 1 else ""),
-        median_and_range([1000 * value for value in times["native"]], ",.3g"),
-        f"{other}: {median_and_range([1000 * value for value in times[other]], ',.3g')}",
-        median_and_range(ratio, ",.2f"),
-        chosen,
+        [
+            what,
+            median_and_range([1000 * value for value in times["native"]], ",.3g"),
+            f"{form}: {median_and_range([1000 * value for value in own], ',.3g')}",
+            median_and_range([native / ours for native, ours in zip(times["native"], own, strict=True)], ",.2f"),
+            chosen,
+        ]
+        for form, own in times.items()
+        if form != "native"
     ]
+
+
+def choices(measured: Iterable[tuple[Shape, dict[Form, list[float]]]]) -> list[Choice]:
+    """The table: for each kind, kernel and stride the fastest form, up to the last output positions that it won.
+
+    Of shapes with as many positions the medians are added up.
+    """
+    found = []
+    by_kind = sorted(measured, key=lambda one: (_key(one[0]), one[0].positions))
+    for key, group in groupby(by_kind, key=lambda one: _key(one[0])):
+        own: list[Choice] = []
+        for positions, same in groupby(group, key=lambda one: one[0].positions):
+            totals: dict[Form, float] = {}
+            for _, times in same:
+                for form, values in times.items():
+                    totals[form] = totals.get(form, 0) + median(values)
+            best = min(totals, key=lambda form: totals[form])
+            if own and own[-1].form == best:
+                own.pop()
+            own.append(Choice(*key, positions, best))
+        found += [*own[:-1], own[-1]._replace(up_to=float("inf"))]
+    return found
+
+
+def _key(shape: Shape) -> tuple[Any, ...]:
+    return kind_of(shape.kernel, shape.pads, shape.groups), shape.size, shape.stride
+
+
+def table_text(found: Iterable[Choice], measured: str) -> str:
+    """convolve_forms.json."""
+    lines = [json.dumps(row._asdict() | {"up_to": None if row.up_to == float("inf") else row.up_to}) for row in found]
+    head = {"written_by": "python benchmarks/convolutions.py --write", "measured": measured}
+    opened = json.dumps(head, indent=2).removesuffix("\n}")
+    return opened + ',\n  "choices": [\n    ' + ",\n    ".join(lines) + "\n  ]\n}\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--write", nargs="?", type=Path, const=TABLE, metavar="FILE")
     arguments = parser.parse_args()
     if arguments.dry:
         _ledger.LEDGER = Path(os.devnull)
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     tune_process()
+    measured = [(shape, times_of(shape, arguments.rounds)) for shape in SHAPES]
     _ledger.append(
         f"Convolutions on CPU by form, B{BATCH}, float32, forward and back",
         ["convolution", "native, ms", "other form, ms", "times as fast as native", "chosen"],
-        [row(shape, arguments.rounds) for shape in SHAPES],
+        [row for one in measured for row in rows(*one)],
         packages=["jax"],
         note=f"Two cores, {arguments.rounds} rounds in turn in one process, medians (ranges); output and both "
         "gradients together.",
     )
+    if arguments.write:
+        when = f"{datetime.date.today()}; {_ledger.machine()}; {_ledger.versions(['jax'])}; {arguments.rounds} rounds"
+        arguments.write.write_text(table_text(choices(measured), when), encoding="utf-8")
 
 
 if __name__ == "__main__":

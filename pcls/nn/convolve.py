@@ -3,14 +3,17 @@
 XLA's CPU convolution is fast where kernels are dense and maps large. Elsewhere it is not: forward and back together a
 1 x 1 convolution takes twice as long as products of rows, a depthwise one 8 to 27 times as long as multiplying and
 adding shifted maps, a grouped one 30 to 57 times as long as with the kernel's gradient of the dense one, and a 3 x 3
-convolution of 2 x 2 positions 200 ms instead of 4. benchmarks/convolutions.py measures all of them.
+convolution of 2 x 2 positions 200 ms instead of 4. benchmarks/convolutions.py measures all of them and writes
+convolve_forms.json, by which the form is chosen; whatever it says, the numbers are those of the plain convolution.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Literal
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +23,18 @@ from pcls.nn.platform import target_platform
 
 # Rows of zeros above and below, and columns on the left and on the right.
 Pads = tuple[tuple[int, int], tuple[int, int]]
-Form = Literal["native", "pointwise", "depthwise", "grouped", "patches"]
+Kind = Literal["pointwise", "depthwise", "grouped", "dense"]
+Form = Literal["native", "pointwise", "depthwise", "depthwise_rows", "grouped", "patches"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Output positions of an image up to which a dense kernel is multiplied with patches.
-PATCHES_UP_TO = 36
-# Height of a depthwise kernel from which on the sums of a row of its gradient are taken in one pass.
-ROW_SUMS_FROM = 5
+TABLE = Path(__file__).parent / "convolve_forms.json"
+# What gives the numbers of a convolution of a kind, beside the device's own.
+FORMS_OF: Mapping[Kind, tuple[Form, ...]] = {
+    "pointwise": ("pointwise",),
+    "depthwise": ("depthwise", "depthwise_rows"),
+    "grouped": ("grouped",),
+    "dense": ("patches",),
+}
 
 
 def convolve(x: Array, kernel: Array, *, stride: int, pads: Pads | Literal["SAME"], groups: int = 1) -> Array:
@@ -52,15 +60,60 @@ def chosen_form(shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: i
     """The form for the device that is compiled for, by the shapes of x and of the kernel."""
     if target_platform() != "cpu":
         return "native"
-    size, outputs = kernel_shape[0], kernel_shape[-1]
+    height, width = _output_size(shape, kernel_shape[0], stride, pads)
+    return fastest(measured(), kind_of(kernel_shape, pads, groups), kernel_shape[0], stride, height * width)
+
+
+def kind_of(kernel_shape: tuple[int, ...], pads: Pads, groups: int) -> Kind:
+    """What a convolution is, by its kernel [size, size, inputs / groups, outputs]."""
+    size, _, width, outputs = kernel_shape
     if size == 1 and groups == 1 and pads == ((0, 0), (0, 0)):
         return "pointwise"
-    if groups == shape[-1] == outputs:
+    if width == 1 and groups == outputs:
         return "depthwise"
-    if groups > 1:
-        return "grouped"
-    height, width = _output_size(shape, size, stride, pads)
-    return "patches" if height * width <= PATCHES_UP_TO else "native"
+    return "grouped" if groups > 1 else "dense"
+
+
+class Choice(NamedTuple):
+    """The form that was fastest, a row of the table.
+
+    Attributes:
+      kind, size, stride: of the convolution; height of its kernel.
+      up_to: output positions of an image; infinite: any number above those of other rows.
+      form: the fastest.
+    """
+
+    kind: Kind
+    size: int
+    stride: int
+    up_to: float
+    form: Form
+
+
+@functools.cache
+def measured() -> tuple[Choice, ...]:
+    """The rows of the table; read when a CPU is first compiled for."""
+    rows: Iterable[dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))["choices"]
+    return tuple(Choice(**row | {"up_to": float("inf") if row["up_to"] is None else row["up_to"]}) for row in rows)
+
+
+def fastest(choices: Iterable[Choice], kind: Kind, size: int, stride: int, positions: int) -> Form:
+    """What the table says of a convolution.
+
+    Sizes and strides that nobody measured are taken for the nearest that somebody did, of two the smaller.
+
+    Args:
+      choices: the table.
+      kind, size, stride: of the convolution; height of its kernel.
+      positions: of the output of an image.
+    """
+    rows = [row for row in choices if row.kind == kind and positions <= row.up_to]
+    allowed = [row for row in rows if row.form in ("native", *FORMS_OF[kind])]
+
+    def distance(row: Choice) -> tuple[float, ...]:
+        return abs(row.size - size), row.size, abs(row.stride - stride), row.stride, row.up_to
+
+    return min(allowed, key=distance).form if allowed else "native"
 
 
 def _output_size(shape: tuple[int, ...], size: int, stride: int, pads: Pads) -> tuple[int, int]:
@@ -97,9 +150,12 @@ def _views(x: Array, size: int, stride: int, pads: Pads) -> list[list[Array]]:
     return [[row[:, :, j : j + (width - 1) * stride + 1 : stride] for j in range(size)] for row in rows]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _depthwise(x: Array, kernel: Array, stride: int, pads: Pads, groups: int) -> Array:
-    """Multiplies shifted maps and adds them up: one loop over the output."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _depthwise(x: Array, kernel: Array, stride: int, pads: Pads, groups: int, by_rows: bool = False) -> Array:
+    """Multiplies shifted maps and adds them up: one loop over the output.
+
+    `by_rows`: the sums of a row of the kernel's gradient are taken in one pass.
+    """
     views = _views(x, kernel.shape[0], stride, pads)
     return functools.reduce(
         jnp.add,
@@ -108,13 +164,13 @@ def _depthwise(x: Array, kernel: Array, stride: int, pads: Pads, groups: int) ->
 
 
 def _depthwise_forward(
-    x: Array, kernel: Array, stride: int, pads: Pads, groups: int
+    x: Array, kernel: Array, stride: int, pads: Pads, groups: int, by_rows: bool
 ) -> tuple[Array, tuple[Array, Array]]:
     return _depthwise(x, kernel, stride, pads, groups), (x, kernel)
 
 
 def _depthwise_backward(
-    stride: int, pads: Pads, groups: int, saved: tuple[Array, Array], grads: Array
+    stride: int, pads: Pads, groups: int, by_rows: bool, saved: tuple[Array, Array], grads: Array
 ) -> tuple[Array, Array]:
     x, kernel = saved
     size = kernel.shape[0]
@@ -122,7 +178,7 @@ def _depthwise_backward(
     around = [_pads_back(size, stride, pads[axis], x.shape[1 + axis], grads.shape[1 + axis]) for axis in range(2)]
     spread = lax.pad(grads, jnp.zeros((), grads.dtype), ((0, 0, 0), *around, (0, 0, 0)))
     x_grads = _depthwise(spread, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)), groups)
-    sums = _sums_of_a_row if size >= ROW_SUMS_FROM else _sums
+    sums = _sums_of_a_row if by_rows else _sums
     kernel_grads = jnp.stack([sums(row, grads) for row in _views(x, size, stride, pads)])
     return x_grads, kernel_grads[:, :, None].astype(kernel.dtype)
 
@@ -179,6 +235,7 @@ FORMS: dict[Form, Callable[[Array, Array, int, Pads, int], Array]] = {
     "native": _native,
     "pointwise": _pointwise,
     "depthwise": _depthwise,
+    "depthwise_rows": functools.partial(_depthwise, by_rows=True),
     "grouped": _grouped,
     "patches": _patches,
 }
