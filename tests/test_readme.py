@@ -16,6 +16,7 @@ README, DATA, PRETRAINED = ROOT / "README.md", ROOT / "docs" / "data.md", ROOT /
 ADVISE, IMBALANCE = ROOT / "docs" / "advise.md", ROOT / "docs" / "imbalance.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
 PROBES = ROOT / "docs" / "probes.md"
+TUNING = ROOT / "docs" / "tuning.md"
 # Run by continuous integration itself, beside this suite.
 RUN_ELSEWHERE = {"make demo", "make test"}
 
@@ -51,8 +52,8 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 # What needs the hub stands in blocks without a language.
 @pytest.mark.parametrize(
     ("page", "count"),
-    [(README, 8), (DATA, 4), (PRETRAINED, 3), (ADVISE, 2), (IMBALANCE, 1), (PROBES, 3), (EVALUATION, 6)],
-    ids=["readme", "data", "weights", "advise", "imbalance", "probes", "evaluation"],
+    [(README, 8), (DATA, 4), (PRETRAINED, 3), (ADVISE, 2), (IMBALANCE, 1), (PROBES, 3), (EVALUATION, 6), (TUNING, 3)],
+    ids=["readme", "data", "weights", "advise", "imbalance", "probes", "evaluation", "tuning"],
 )
 def test_every_command_runs_as_it_stands(folder: Path, page: Path, count: int) -> None:
     found = commands(page)
