@@ -33,12 +33,14 @@ class Predictions:
       records: [n] int64 record numbers.
       labels, predicted: [n] int64 class numbers.
       probability: [n] float64, of the predicted class, calibrated where the evaluation is.
+      nll: [n] float64, minus the logarithm of the label's probability, in nats; calibrated likewise.
     """
 
     records: np.ndarray
     labels: np.ndarray
     predicted: np.ndarray
     probability: np.ndarray
+    nll: np.ndarray
 
 
 def make_evaluation_step(
@@ -170,10 +172,11 @@ def count(
         labels=joined["label"][order].astype(np.int64),
         predicted=joined["predicted"][order].astype(np.int64),
         probability=joined["probability"][order].astype(np.float64),
+        nll=joined["nll"][order].astype(np.float64),
     )
     # A model that answers NaN is sure of nothing.
     confidence = np.nan_to_num(predictions.probability, nan=0.0)
-    nll, brier = (joined[name][order].astype(np.float64) for name in ("nll", "brier"))
+    brier = joined["brier"][order].astype(np.float64)
     n = round(sums["weight"])
     evaluation = Evaluation(
         n=n,
@@ -184,7 +187,7 @@ def count(
         top5=sums["top5"] / max(n, 1),
         confusion=confusion_counts(predictions.labels, predictions.predicted, len(class_names)),
         class_names=class_names,
-        quality=quality(Scores(nll, brier, confidence, predictions.labels == predictions.predicted)),
+        quality=quality(Scores(predictions.nll, brier, confidence, predictions.labels == predictions.predicted)),
     )
     return evaluation, predictions
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pcls.models.inverted import ConvNorm, Fused, Inverted, Single, SqueezeExcite, Stage, Trunk, block_count
+from pcls.models.inverted import ConvNorm, Fused, Inverted, Single, SqueezeExcite, Stage, Style, Trunk, block_count
 from pcls.nn.dropout import Dropout
 from pcls.nn.pooling import Pool, global_pool, pooled_width
 from pcls.nn.training import TrainingPass
@@ -22,7 +22,7 @@ class EfficientNet(Trunk):
       stem: channels of the first convolution.
       stages: of blocks.
       width: channels of the last convolution.
-      tensorflow: as `ConvNorm` has it.
+      style: as `ConvNorm` has it.
       channels, classes: of images and logits.
       pool: over positions.
       dropout: before the head.
@@ -37,7 +37,7 @@ class EfficientNet(Trunk):
         stages: Sequence[Stage],
         width: int,
         *,
-        tensorflow: bool = False,
+        style: Style = "timm",
         channels: int,
         classes: int,
         pool: Pool = "avg",
@@ -51,14 +51,14 @@ class EfficientNet(Trunk):
             stem,
             "silu",
             stages,
-            tensorflow=tensorflow,
+            style=style,
             channels=channels,
             drop_path=drop_path,
             remat=remat,
             dtype=dtype,
             rngs=rngs,
         )
-        self.last = ConvNorm(stages[-1].width, width, 1, act="silu", tensorflow=tensorflow, dtype=dtype, rngs=rngs)
+        self.last = ConvNorm(stages[-1].width, width, 1, act="silu", style=style, dtype=dtype, rngs=rngs)
         self.pool = pool
         self.dropout = Dropout(dropout, block_count(stages))
         self.head = nnx.Linear(pooled_width(width, pool), classes, dtype=dtype, rngs=rngs)
@@ -69,7 +69,11 @@ class EfficientNet(Trunk):
 
     def embed(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to the input of the head [batch, features], before dropout."""
-        return global_pool(self.last(self.features(images, training)[-1], training), self.pool)
+        return self.pooled(self.features(images, training)[-1], training)
+
+    def pooled(self, last: Array, training: TrainingPass | None = None) -> Array:
+        """The map after the last stage to the input of the head [batch, features]."""
+        return global_pool(self.last(last, training), self.pool)
 
 
 def squeeze(inputs: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> SqueezeExcite:
@@ -102,5 +106,6 @@ V2_RW_S = (Stage(Fused, 24, (1,) * 2), *V2_S[1:-1], _inverted(272, (6,) * 15, st
 efficientnet_b0 = partial(EfficientNet, 32, B0, 1280)
 efficientnetv2_s = partial(EfficientNet, 24, V2_S, 1280)
 efficientnetv2_rw_s = partial(EfficientNet, 24, V2_RW_S, 1792)
-tf_efficientnet_b0 = partial(efficientnet_b0, tensorflow=True)
-tf_efficientnetv2_s = partial(efficientnetv2_s, tensorflow=True)
+tf_efficientnet_b0 = partial(efficientnet_b0, style="tensorflow")
+tf_efficientnetv2_s = partial(efficientnetv2_s, style="tensorflow")
+efficientnet_v2_s = partial(efficientnetv2_s, style="torchvision")

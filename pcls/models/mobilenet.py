@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pcls.models.inverted import Inverted, Single, SqueezeExcite, Stage, Trunk, block_count, dense_init
+from pcls.models.inverted import Inverted, Single, SqueezeExcite, Stage, Style, Trunk, block_count, dense_init
 from pcls.nn.dropout import Dropout
 from pcls.nn.pooling import Pool, global_pool, pooled_width
 from pcls.nn.remat import named_product
@@ -22,7 +22,7 @@ class MobileNetV3(Trunk):
     Args:
       stages: of blocks.
       hidden: features of the last hidden layer.
-      tensorflow: as `ConvNorm` has it.
+      style: as `ConvNorm` has it.
       channels, classes: of images and logits.
       pool: over positions.
       dropout: before the head.
@@ -36,7 +36,7 @@ class MobileNetV3(Trunk):
         stages: Sequence[Stage],
         hidden: int,
         *,
-        tensorflow: bool = False,
+        style: Style = "timm",
         channels: int,
         classes: int,
         pool: Pool = "avg",
@@ -50,7 +50,7 @@ class MobileNetV3(Trunk):
             16,
             "hard_swish",
             stages,
-            tensorflow=tensorflow,
+            style=style,
             channels=channels,
             drop_path=drop_path,
             remat=remat,
@@ -69,8 +69,11 @@ class MobileNetV3(Trunk):
 
     def embed(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to the input of the head [batch, features], before dropout."""
-        x = global_pool(self.features(images, training)[-1], self.pool)
-        return nnx.hard_swish(named_product(self.hidden(x)))
+        return self.pooled(self.features(images, training)[-1])
+
+    def pooled(self, last: Array) -> Array:
+        """The map after the last stage to the input of the head [batch, features]."""
+        return nnx.hard_swish(named_product(self.hidden(global_pool(last, self.pool))))
 
 
 def squeeze(inputs: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> SqueezeExcite:
@@ -108,5 +111,7 @@ SMALL = (
 
 mobilenetv3_large_100 = partial(MobileNetV3, LARGE, 1280)
 mobilenetv3_small_100 = partial(MobileNetV3, SMALL, 1024)
-tf_mobilenetv3_large_100 = partial(mobilenetv3_large_100, tensorflow=True)
-tf_mobilenetv3_small_100 = partial(mobilenetv3_small_100, tensorflow=True)
+tf_mobilenetv3_large_100 = partial(mobilenetv3_large_100, style="tensorflow")
+tf_mobilenetv3_small_100 = partial(mobilenetv3_small_100, style="tensorflow")
+mobilenet_v3_large = partial(mobilenetv3_large_100, style="torchvision")
+mobilenet_v3_small = partial(mobilenetv3_small_100, style="torchvision")

@@ -217,7 +217,11 @@ class ResNet(nnx.Module):
 
     def embed(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to the input of the head [batch, features], before dropout."""
-        return global_pool(self.features(images, training)[-1], self.pool)
+        return self.pooled(self.features(images, training)[-1])
+
+    def pooled(self, last: Array) -> Array:
+        """The map after the last stage to the input of the head [batch, features]."""
+        return global_pool(last, self.pool)
 
     def features(self, images: Array, training: TrainingPass | None = None) -> list[Array]:
         """[batch, height, width, channels] to the map after each stage, of 1/4, 1/8, 1/16 and 1/32 of the size."""

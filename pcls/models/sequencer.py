@@ -175,7 +175,11 @@ class Sequencer2D(nnx.Module):
 
     def embed(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to the input of the head [batch, features], before dropout."""
-        return global_pool(self.norm(self.features(images, training)[-1]), self.pool)
+        return self.pooled(self.features(images, training)[-1])
+
+    def pooled(self, last: Array) -> Array:
+        """The map after the last stage to the input of the head [batch, features]."""
+        return global_pool(self.norm(last), self.pool)
 
     def features(self, images: Array, training: TrainingPass | None = None) -> list[Array]:
         """[batch, height, width, channels] to the map after each stage."""

@@ -88,6 +88,16 @@ class ModelDef:
         """
         return nnx.merge(self.graph, _nested(params), _nested(stats)).features(images)
 
+    def classify_features(self, params: Arrays, stats: Arrays, last: Array) -> Array:
+        """Logits [batch, classes] in a prediction from the last of the maps that `features` gives.
+
+        Args:
+          params, stats: by path.
+          last: [batch, height / n, width / n, channels].
+        """
+        model: Any = nnx.merge(self.graph, _nested(params), _nested(stats))
+        return model.head(model.pooled(last))
+
     @property
     def parameter_count(self) -> int:
         """Trained numbers."""

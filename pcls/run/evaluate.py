@@ -214,8 +214,12 @@ def read_evaluation(folder: RunFolder) -> tuple[Evaluation, Predictions] | None:
     """The kept result of the run's last evaluation, or None."""
     values = folder.read_json(EVALUATION)
     path = folder.path / PREDICTIONS
+    if values is None or not path.is_file():
+        return None
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
     # One of an older version is made anew.
-    if values is None or "quality" not in values or not path.is_file():
+    if "quality" not in values or "nll" not in arrays:
         return None
     evaluation = Evaluation(
         n=values["n"],
@@ -230,5 +234,4 @@ def read_evaluation(folder: RunFolder) -> tuple[Evaluation, Predictions] | None:
         calibration=values["calibration"],
         notices=tuple(values["notices"]),
     )
-    with np.load(path) as arrays:
-        return evaluation, Predictions(**{name: arrays[name] for name in arrays.files})
+    return evaluation, Predictions(**arrays)

@@ -57,10 +57,13 @@ COUNTS = {
     "efficientnetv2_s": 21_458_488,
     "tf_efficientnetv2_s": 21_458_488,
     "efficientnetv2_rw_s": 23_941_296,
+    "efficientnet_v2_s": 21_458_488,
     "mobilenetv3_large_100": 5_483_032,
     "mobilenetv3_small_100": 2_542_856,
     "tf_mobilenetv3_large_100": 5_483_032,
     "tf_mobilenetv3_small_100": 2_542_856,
+    "mobilenet_v3_large": 5_483_032,
+    "mobilenet_v3_small": 2_542_856,
     "rnn": 21_386,
     "irnn": 21_386,
     "gru": 61_706,
@@ -216,6 +219,9 @@ def test_logits_are_the_dense_head_on_what_the_model_embeds(name):
     assert np.ptp(features) > 0
     bias = params.get("head/bias", 0)
     np.testing.assert_allclose(features @ params["head/kernel"] + bias, logits, rtol=1e-4, atol=1e-5)
+    if model_entry(name).stages:
+        from_maps = jax.jit(lambda p, s: definition.classify_features(p, s, definition.features(p, s, images)[-1]))
+        np.testing.assert_allclose(from_maps(params, stats), logits, rtol=1e-4, atol=1e-5)
 
 
 # Numbers
@@ -294,7 +300,7 @@ def thin(kind, **options):
         if kind == "convnext":
             return ConvNeXt((1, 1, 2, 1), (4, 8, 12, 16), **common, rngs=rngs)
         if kind == "efficientnet":
-            return EfficientNet(4, THIN_STAGES, 16, tensorflow=True, **common, rngs=rngs)
+            return EfficientNet(4, THIN_STAGES, 16, style="tensorflow", **common, rngs=rngs)
         if kind == "mobilenet":
             return MobileNetV3(THIN_SWISH_STAGES, 16, **common, rngs=rngs)
         block = Bottleneck if kind == "bottlenecks" else BasicBlock
@@ -423,7 +429,7 @@ def test_a_convnext_block_is_that_of_numpy():
 
 def test_an_inverted_block_is_that_of_numpy():
     stage = Stage(Inverted, 3, (4,), act="hard_swish", squeeze=mobilenet.squeeze)
-    block = Inverted(3, stage, 4, 1, Dropout(0, 0), tensorflow=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    block = Inverted(3, stage, 4, 1, Dropout(0, 0), style="tensorflow", dtype=jnp.float32, rngs=nnx.Rngs(0))
     assert isinstance(block.squeeze, SqueezeExcite)
     block.squeeze.reduce.bias[...] = jnp.linspace(-0.5, 0.5, 8)
     block.project.bn.mean[...], block.project.bn.var[...] = jnp.array([0.1, -0.2, 0.3]), jnp.array([0.01, 0.2, 2])

@@ -174,7 +174,8 @@ def test_the_report_shows_mistakes_of_five_channels(tmp_path):
     dataset = prepare(recipe(saved(tmp_path, 5, "npz"))).dataset
     count = len(dataset.evaluation)
     labels = dataset.evaluation.labels
-    predictions = Predictions(np.arange(count), labels.astype(np.int64), 1 - labels.astype(np.int64), np.ones(count))
+    right, sure = labels.astype(np.int64), np.ones(count)
+    predictions = Predictions(np.arange(count), right, 1 - right, sure, 5 * sure)
     (first, *_) = mistakes(dataset, predictions)
     assert first.thumbnail.shape == (14, 14, 3)
 
