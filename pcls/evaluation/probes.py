@@ -431,10 +431,11 @@ def _placed(
       multiple: of it there are rows; 0: of the devices.
 
     Raises:
-      UserError: features that are not finite.
+      UserError: features that are not finite, or more than a device holds.
     """
     if not np.isfinite(features.sum(dtype=np.float64)):
         raise UserError("the features hold NaN or infinity: the weights of the model are damaged, or trained too far")
+    _check_memory(features.size, mesh)
     counts = np.ones(len(features), np.float32) if weights is None else weights.astype(np.float32)
     sharding, multiple = batch_sharding(mesh), multiple if multiple else shard_count(mesh)
     size = -(-len(features) // multiple) * multiple
@@ -449,6 +450,17 @@ def _placed(
         sharding,
         size,
     )
+
+
+def _check_memory(numbers: int, mesh: Mesh) -> None:
+    """UserError where a device cannot hold its part of the features and a standardised copy, where it tells."""
+    memory = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
+    needed = 8 * numbers // shard_count(mesh)
+    if memory and needed > memory:
+        raise UserError(
+            f"the features of a device and a standardised copy take {needed / 1e9:.1f} GB, and it has "
+            f"{memory / 1e9:.1f} GB; take fewer records, as by data.per_class=100, or more devices"
+        )
 
 
 @cache

@@ -25,8 +25,8 @@ from pcls.parallel.mesh import batch_sharding, local_rows, make_mesh, replicated
 from pcls.parallel.processes import everywhere, place
 
 BATCH_SIZE = 128
-# Of the machine's, that features may take.
-MEMORY_SHARE = 0.5
+# Of the machine's, that features may take: who fits something to them holds two more copies for a while.
+MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True)

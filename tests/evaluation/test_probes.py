@@ -1,5 +1,7 @@
 """Classifiers on frozen features, beside scikit-learn's."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -181,3 +183,13 @@ def test_all_records_vote_where_there_are_few(digits, one_device):
     np.testing.assert_allclose(
         (votes / votes.sum(1, keepdims=True))[:, :7], cosine_votes(features[:7], labels[:7], tested, 7), atol=1e-4
     )
+
+
+def test_more_than_a_device_holds_is_refused_before_it_is_placed(digits):
+    features, labels, *_ = digits
+    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1e5})
+    mesh = SimpleNamespace(local_devices=[device], shape={"data": 2, "fsdp": 1, "model": 1})
+    # 1,203 x 64 numbers of 4 bytes, twice, half of them on each of two devices.
+    with pytest.raises(UserError, match=r"take 0\.0 GB, and it has 0\.0 GB; take fewer records"):
+        probes._check_memory(features.size, mesh)
+    probes._check_memory(features.size // 4, mesh)

@@ -1,6 +1,10 @@
 """Probes of a tiny run's features, through Python and the command line."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -200,6 +204,37 @@ def test_python_has_the_same_function(finished_run):
     found = pcls.probe(finished_run, "digits", kinds=["mean"], shots=[None])
     assert len(found.rows) == 1
     assert found.rows[0].deviation is None
+
+
+def test_two_processes_find_what_one_finds(finished_run):
+    with socket.socket() as meeting:
+        meeting.bind(("127.0.0.1", 0))
+        port = meeting.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "pcls", "--coordinator", f"127.0.0.1:{port}", "--processes", "2"),
+                *("--process", str(index), "probe", finished_run, "--data", "digits", "--shots", "all", "--json"),
+                "data.per_class=2",
+            ],
+            env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=240)[0].splitlines()[-1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert told[0] == told[1]
+    alone = probe(finished_run, "digits", ["data.per_class=2"])
+    # So few that no penalty is chosen: one fit. Devices and batches do not divide the records held out.
+    assert (alone.train, alone.held_out) == (20, 1777)
+    for one, several in zip(alone.rows, json.loads(told[0])["rows"], strict=True):
+        assert several["accuracies"] == pytest.approx(one.accuracies, abs=0.002)
+        assert several["l2"] == list(one.l2)
 
 
 def test_features_of_sequences_of_several_lengths_are_probed_too(tmp_path, tiny_sequences):
