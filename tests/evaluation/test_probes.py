@@ -186,7 +186,7 @@ def test_all_records_vote_where_there_are_few(digits, one_device):
 
 
 def test_more_than_a_device_holds_is_refused_before_it_is_placed(digits):
-    features, labels, *_ = digits
+    features, *_ = digits
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 1e5})
     mesh = SimpleNamespace(local_devices=[device], shape={"data": 2, "fsdp": 1, "model": 1})
     # 1,203 x 64 numbers of 4 bytes, twice, half of them on each of two devices.
