@@ -99,8 +99,7 @@ def train_seeds(
     say = Console(0, stream).say
     starts = [start_of(own) for own in recipes]
     dataset = open_data(recipe, starts[0].preprocessing if starts[0] else None)
-    setups = [setup_of(own, dataset) for own in recipes]
-    hindrance = why_apart(setups[0])
+    hindrance = why_apart(setup_of(recipes[0], dataset))
     if together and hindrance:
         raise UserError(f"the seeds cannot share a program: {hindrance}; leave out what hinders it")
     if hindrance or together is False:
@@ -147,11 +146,14 @@ def why_apart(setup: Setup) -> str:
 
 def _one_by_one(recipes: Sequence[Recipe], starts: Sequence[Start | None], stream: TextIO | None) -> SeedRuns:
     runs, failed = {}, {}
-    for recipe, start in zip(recipes, starts, strict=True):
+    for number, (recipe, start) in enumerate(zip(recipes, starts, strict=True), 1):
         try:
             runs[recipe.train.seed] = train_recipe(recipe, start, stream=stream)
         except Diverged as error:
             failed[recipe.train.seed] = error
+        except RestartRequested as error:
+            left = ", ".join(str(other.train.seed) for other in recipes[number:])
+            raise RestartRequested(f"{error}" + (f"; not begun: the seeds {left}" if left else "")) from error
     return _told(runs, failed, Console(0, stream).say)
 
 

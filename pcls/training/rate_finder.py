@@ -23,6 +23,8 @@ from pcls.training.state import TrainState
 SMOOTHING = 0.95
 # The loss has diverged where its mean is this many times the lowest so far.
 DIVERGED = 4.0
+# The mean of the first losses is of few, and tells nothing: it may fall or rise by chance.
+UNSETTLED = 10
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def curve(rates: np.ndarray, losses: np.ndarray) -> RateCurve:
     finite = np.isfinite(smooth)
     tried, after, smooth = tried[finite], losses[1:][finite], smooth[finite]
     ended = len(tried) < len(rates) or diverged(smooth)
-    return RateCurve(tried, after, smooth, steepest(tried, smooth), valley(tried, smooth), ended)
+    settled = slice(min(UNSETTLED, len(tried) // 4), None)
+    part = tried[settled], smooth[settled]
+    return RateCurve(tried, after, smooth, steepest(*part), valley(*part), ended)
 
 
 def smoothed(losses: np.ndarray, keep: float = SMOOTHING) -> np.ndarray:
@@ -110,8 +114,9 @@ def smoothed(losses: np.ndarray, keep: float = SMOOTHING) -> np.ndarray:
 
 
 def diverged(smooth: np.ndarray) -> bool:
-    """Whether the last of the running means [n] is several times the lowest."""
-    return bool(len(smooth) and smooth[-1] > DIVERGED * smooth.min())
+    """Whether the last of the running means [n] is several times the lowest; the first ones do not count."""
+    settled = smooth[UNSETTLED:]
+    return bool(len(settled) and settled[-1] > DIVERGED * settled.min())
 
 
 def steepest(rates: np.ndarray, smooth: np.ndarray) -> float | None:

@@ -92,6 +92,14 @@ def test_a_stopped_program_is_gone_on_with_seed_by_seed(settings, together, tmp_
     assert_alike(pcls.resume(f"{path}-seed6"), together.runs[1])
 
 
+def test_a_stop_one_after_another_names_the_seeds_that_have_not_begun(settings, tmp_path, stop_after):
+    stop_after(3)
+    path = tmp_path / "run"
+    with pytest.raises(pcls.RestartRequested, match=r"stopped and saved at step 3; .*-seed5; not begun: the seeds 6$"):
+        pcls.train_seeds("digits_cnn", settings | {"run.dir": str(path)}, seeds=SEEDS, together=False)
+    assert not (tmp_path / "run-seed6").exists()
+
+
 def test_images_on_the_devices_and_several_steps_a_dispatch_change_nothing(settings, together, tmp_path):
     resident = settings | {"data.on_device": True, "train.steps_per_dispatch": 2, "run.dir": str(tmp_path / "run")}
     found = pcls.train_seeds("digits_cnn", resident, seeds=SEEDS, together=True)

@@ -104,6 +104,25 @@ def test_halving_trains_the_better_third_three_times_as_long(trained, tmp_path):
     assert "train.duration" in sweep_text(found).splitlines()[0]
 
 
+def test_a_trial_that_was_killed_before_its_first_checkpoint_begins_anew(trained, tmp_path):
+    run(tmp_path, "optimizer.lr=2,9")
+    RunFolder(tmp_path / "0001").set_status("running", 3, 9)
+    (tmp_path / "0001" / "metrics.csv").write_text("")
+    assert len(run(tmp_path, "optimizer.lr=2,9").results) == 2
+    assert trained == ["0000", "0001", "0001"]
+    assert not (tmp_path / "0001" / "metrics.csv").exists()
+
+
+def test_a_stop_gives_the_trial_back(tmp_path, monkeypatch):
+    def stopped(recipe, start):
+        raise pcls.RestartRequested("stopped and saved at step 3")
+
+    monkeypatch.setattr(sweep_module, "train_recipe", stopped)
+    with pytest.raises(pcls.RestartRequested, match=r"stopped in trial .*0000; the same command goes on"):
+        run(tmp_path, "optimizer.lr=2,9")
+    assert list(tmp_path.glob("*.lock")) == []
+
+
 def test_another_sweep_in_the_folder_is_left_alone(trained, tmp_path):
     run(tmp_path, "optimizer.lr=2,9")
     with pytest.raises(pcls.UserError, match=r"holds another sweep, whose settings differ; name another folder"):

@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 
 from pcls.training.optimizers import make_optimizer
-from pcls.training.rate_finder import DIVERGED, curve, diverged, ramp, ramp_losses, smoothed, steepest, valley
+from pcls.training.rate_finder import (
+    DIVERGED,
+    UNSETTLED,
+    curve,
+    diverged,
+    ramp,
+    ramp_losses,
+    smoothed,
+    steepest,
+    valley,
+)
 from pcls.training.step import make_train_step
 
 RATES = np.geomspace(1e-6, 1, 61)
@@ -61,8 +71,19 @@ def test_the_running_mean_starts_at_the_first_value_and_follows_a_constant_exact
 
 
 def test_divergence_is_told_by_the_running_mean():
-    assert not diverged(np.array([1.0, 0.5, DIVERGED * 0.5]))
-    assert diverged(np.array([1.0, 0.5, DIVERGED * 0.51]))
+    before = np.full(UNSETTLED, 0.1)
+    assert not diverged(np.array([*before, 1.0, 0.5, DIVERGED * 0.5]))
+    assert diverged(np.array([*before, 1.0, 0.5, DIVERGED * 0.51]))
+    # Of pretrained weights the first losses are small, and differ by chance.
+    assert not diverged(np.array([0.001, 0.1]))
+
+
+def test_a_fall_by_chance_in_the_first_batches_suggests_nothing():
+    losses = np.concatenate([[2.0, 4.0, 2.5], bowl(1e-4, 1e-2)[2:]])
+    found = curve(RATES, losses)
+    assert found.smooth[0] > found.smooth[1]
+    assert found.steepest > 1e-4
+    assert found.valley > 1e-4
 
 
 def test_the_ramp_is_exponential_from_end_to_end():
