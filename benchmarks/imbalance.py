@@ -42,6 +42,8 @@ DECOUPLED = "head trained anew on balanced samples (cRT)"
 SECOND_STAGE = [
     "data.sampling=balanced",
     "transfer.head=new",
+    # Few steps for new numbers: with 0.001 they do not get far.
+    "optimizer.lr=0.01",
     'optimizer.freeze=[{match: "^(?!head/)"}]',
 ]
 

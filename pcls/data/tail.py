@@ -118,6 +118,6 @@ def _to_try(counts: np.ndarray) -> list[str]:
     lines = [
         f"classes: {shots}, {few:,} with fewer than {FEW}",
         "read balanced accuracy, not top-1; try first: imbalance.logit_adjustment=1",
-        "then: data.sampling=progressive, or margin and late weights on a head of cosines; see docs/imbalance.md",
+        "with augmentation also data.sampling=balanced; docs/imbalance.md has more",
     ]
     return lines + ["few records teach a class little: start from pretrained weights, pcls finetune"] * (few > 0)

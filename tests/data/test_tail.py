@@ -63,7 +63,7 @@ def test_every_class_is_counted_before_and_after(archive):
         "largest / smallest             6.7            20.0",
         "classes: 1 with more than 100 records, 2 with 20 to 100, 0 with fewer than 20",
         "read balanced accuracy, not top-1; try first: imbalance.logit_adjustment=1",
-        "then: data.sampling=progressive, or margin and late weights on a head of cosines; see docs/imbalance.md",
+        "with augmentation also data.sampling=balanced; docs/imbalance.md has more",
     ]
 
 

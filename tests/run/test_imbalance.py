@@ -148,3 +148,22 @@ def test_a_head_without_bias_cannot_be_adjusted(tiny, tmp_path):
     overrides = {"model.head": "cosine", "imbalance.posthoc_adjustment": 1.0, "run.dir": str(tmp_path / "run")}
     with pytest.raises(UserError, match=r"moves the bias of the head, and that of cnn28 with model\.head=cosine"):
         pcls.train("digits_cnn", tiny | overrides)
+
+
+# A head trained anew
+
+
+def test_a_second_stage_trains_a_new_head_on_balanced_samples_and_leaves_the_rest(adjusted_runs, tiny, tmp_path):
+    plain, _ = adjusted_runs
+    stage = {
+        "data.long_tail": 50,
+        "data.sampling": "balanced",
+        "model.init": str(plain.path),
+        "transfer.head": "new",
+        "optimizer.freeze": [{"match": "^(?!head/)"}],
+        "run.dir": str(tmp_path / "run"),
+    }
+    run = pcls.train("digits_cnn", tiny | stage)
+    before, after = (load_bundle(each.path / "bundle").params for each in (plain, run))
+    moved = {path for path, array in after.items() if not np.array_equal(array, before[path])}
+    assert moved == {"head/kernel", "head/bias"}
