@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
-from pcls.evaluation.probes import fit_linear
+from pcls.evaluation.probes import chosen_l2, fit_linear
 from pcls.nn.module import Arrays, ModelDef
 from pcls.observe.console import Console
 from pcls.run.features import features_of
@@ -15,8 +15,6 @@ from pcls.run.setup import Setup
 
 # Of a head that is one dense layer.
 HEAD_PATHS = frozenset(("head/kernel", "head/bias"))
-# Of the penalty on the kernel for standardised features.
-L2 = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,10 @@ def _with_probed_head(setup: Setup, weights: StartWeights, console: Console | No
         threads=0 if dataset.in_memory else setup.recipe.data.workers or None,
         buckets=dataset.train_buckets if len(dataset.padded) > 1 else (),
     )
-    probe = fit_linear(features.values, features.labels, len(dataset.class_names), l2=L2, mesh=setup.mesh)
+    told = features.values, features.labels, len(dataset.class_names)
+    l2 = chosen_l2(*told, seed=setup.recipe.train.seed, mesh=setup.mesh)
+    probe = fit_linear(*told, l2=l2, mesh=setup.mesh)
     if console:
-        console.say(
-            f"head: fitted to the features of {len(features):,} {dataset.preprocessing.records} in "
-            f"{probe.iterations:,} iterations"
-        )
+        what = dataset.preprocessing.records
+        console.say(f"head: fitted to the features of {len(features):,} {what}, with a penalty of {l2:g}")
     return replace(weights, params=weights.params | {"head/kernel": probe.kernel, "head/bias": probe.bias})

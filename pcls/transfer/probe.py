@@ -15,17 +15,24 @@ from pcls.config.load import Overrides
 from pcls.data.buckets import Bucket
 from pcls.data.dataset import Dataset, data_settings
 from pcls.data.sources.source import Source
-from pcls.data.split import few_of_each, held_out
+from pcls.data.split import few_of_each
 from pcls.errors import UserError
-from pcls.evaluation.probes import fit_lda, fit_linear, fit_means, nearest_neighbours
+from pcls.evaluation.probes import (
+    L2_GRID,
+    L2_OF_FEW,
+    L2_SHARE,
+    chosen_l2,
+    fit_lda,
+    fit_linear,
+    fit_means,
+    nearest_neighbours,
+)
 from pcls.parallel.mesh import make_mesh
 from pcls.pretrained.bundle import Bundle
 from pcls.run.features import Features, features_of
 from pcls.run.setup import open_data
 from pcls.transfer.start import open_bundle
 
-# Penalties of the linear probe that are tried on a share of the training records, and the one for too few records.
-L2_GRID, L2_SHARE, L2_OF_FEW = (0.1, 1.0, 10.0, 100.0, 1000.0), 0.2, 10.0
 ALL = "all"
 
 
@@ -241,7 +248,7 @@ def _lda(train: Features, queries: np.ndarray, classes: int, seed: int, mesh: Me
 
 
 def _linear(train: Features, queries: np.ndarray, classes: int, seed: int, mesh: Mesh) -> Answer:
-    l2 = chosen_l2(train, classes, seed, mesh)
+    l2 = chosen_l2(train.values, train.labels, classes, seed=seed, mesh=mesh)
     fitted = fit_linear(train.values, train.labels, classes, l2=l2, mesh=mesh)
     return Answer(fitted.logits(queries).argmax(1), l2)
 
@@ -252,23 +259,6 @@ KINDS: dict[str, Callable[[Features, np.ndarray, int, int, Mesh], Answer]] = {
     "lda": _lda,
     "linear": _linear,
 }
-
-
-def chosen_l2(train: Features, classes: int, seed: int, mesh: Mesh) -> float:
-    """The penalty of `L2_GRID` that is best on a share of the training records, held out from the fit.
-
-    Of equally accurate ones the largest. `L2_OF_FEW` where each class has too few records to hold one out.
-    """
-    held = held_out(train.labels, L2_SHARE, seed)
-    if not held.any():
-        return L2_OF_FEW
-    fitted, tried = train.chosen(~held), train.chosen(held)
-
-    def accuracy(l2: float) -> float:
-        probe = fit_linear(fitted.values, fitted.labels, classes, l2=l2, mesh=mesh)
-        return float(np.mean(probe.logits(tried.values).argmax(1) == tried.labels))
-
-    return max(L2_GRID, key=lambda l2: (accuracy(l2), l2))
 
 
 def _notices(dataset: Dataset, train: Features, evaluation: Features, shots: Sequence[int | None]) -> Iterator[str]:

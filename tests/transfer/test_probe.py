@@ -22,10 +22,11 @@ import pcls
 from pcls.cli import main
 from pcls.data.split import few_of_each, held_out
 from pcls.errors import UserError
+from pcls.evaluation.probes import L2_GRID, L2_OF_FEW, chosen_l2
 from pcls.parallel.mesh import make_mesh
 from pcls.pretrained.bundle import load_bundle, save_bundle
 from pcls.run.features import Features
-from pcls.transfer.probe import L2_GRID, L2_OF_FEW, bundle_features, chosen_l2, probe, probe_data, probes_text
+from pcls.transfer.probe import bundle_features, probe, probe_data, probes_text
 
 SHOTS = 20
 
@@ -101,14 +102,15 @@ def test_the_penalty_is_the_best_on_records_that_the_fit_did_not_see(features, m
             peer = LogisticRegression(C=1 / l2, solver="newton-cholesky")
             peer.fit(scaler.transform(some.values[~held]), some.labels[~held])
             scores.append(peer.score(scaler.transform(some.values[held]), some.labels[held]))
-    chosen = chosen_l2(some, 10, 3, mesh)
+    chosen = chosen_l2(some.values, some.labels, 10, seed=3, mesh=mesh)
     assert scores[L2_GRID.index(chosen)] >= max(scores) - 0.02
     assert min(scores) < max(scores) - 0.02
 
 
 def test_where_no_record_can_be_held_out_the_penalty_is_the_middle_one(features, mesh):
     train, _ = features
-    assert chosen_l2(train.chosen(few_of_each(train.labels, 2, 0)), 10, 0, mesh) == L2_OF_FEW
+    few = train.chosen(few_of_each(train.labels, 2, 0))
+    assert chosen_l2(few.values, few.labels, 10, seed=0, mesh=mesh) == L2_OF_FEW
 
 
 def test_the_text_has_a_line_for_each_row_and_says_how_l2_was_chosen(found):
