@@ -21,6 +21,8 @@ from pcls.nn.pooling import global_mean_pool
 from pcls.nn.remat import named_product, run_block
 from pcls.nn.training import TrainingPass
 
+# Who made the weights.
+Style = Literal["timm", "tensorflow", "torchvision"]
 Activation = Literal["relu", "silu", "hard_swish", "sigmoid", "hard_sigmoid"]
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "relu": nnx.relu,
@@ -43,7 +45,8 @@ class ConvNorm(nnx.Module):
       size, stride: of the convolution.
       depthwise: one kernel for each channel.
       act: None: no activation.
-      tensorflow: padding and epsilon as weights from TensorFlow expect them: SAME and 1e-3.
+      style: whose weights it suits: `timm` (PyTorch's padding, epsilon 1e-5), `tensorflow` (SAME, 1e-3) or
+        `torchvision` (PyTorch's padding, 1e-3).
       dtype: of the computation.
     """
 
@@ -56,7 +59,7 @@ class ConvNorm(nnx.Module):
         stride: int = 1,
         depthwise: bool = False,
         act: Activation | None = None,
-        tensorflow: bool,
+        style: Style,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -65,13 +68,13 @@ class ConvNorm(nnx.Module):
             outputs,
             size,
             stride=stride,
-            pad="same" if tensorflow else None,
+            pad="same" if style == "tensorflow" else None,
             groups=inputs if depthwise else 1,
             kernel_init=_depthwise_init if depthwise else dense_init,
             dtype=dtype,
             rngs=rngs,
         )
-        self.bn = BatchNorm(outputs, eps=1e-3 if tensorflow else 1e-5, rngs=rngs)
+        self.bn = BatchNorm(outputs, eps=1e-5 if style == "timm" else 1e-3, rngs=rngs)
         self.act = act
 
     def __call__(self, x: Array, training: TrainingPass | None = None) -> Array:
@@ -137,7 +140,7 @@ class Inverted(nnx.Module):
       expansion: of the block.
       stride: of the depthwise convolution.
       drop: of the branch.
-      tensorflow: as in `ConvNorm`.
+      style: as in `ConvNorm`.
       dtype: of the computation.
     """
 
@@ -149,12 +152,12 @@ class Inverted(nnx.Module):
         stride: int,
         drop: Dropout,
         *,
-        tensorflow: bool,
+        style: Style,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         width = round(inputs * expansion)
-        layer = partial(ConvNorm, tensorflow=tensorflow, dtype=dtype, rngs=rngs)
+        layer = partial(ConvNorm, style=style, dtype=dtype, rngs=rngs)
         self.expand = layer(inputs, width, 1, act=stage.act) if width != inputs else None
         self.depthwise = layer(width, width, stage.size, stride=stride, depthwise=True, act=stage.act)
         self.squeeze = stage.squeeze(inputs, width, dtype=dtype, rngs=rngs) if stage.squeeze else None
@@ -181,12 +184,12 @@ class Fused(nnx.Module):
         stride: int,
         drop: Dropout,
         *,
-        tensorflow: bool,
+        style: Style,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         width = round(inputs * expansion)
-        layer = partial(ConvNorm, tensorflow=tensorflow, dtype=dtype, rngs=rngs)
+        layer = partial(ConvNorm, style=style, dtype=dtype, rngs=rngs)
         self.fused = layer(inputs, width, stage.size, stride=stride, act=stage.act)
         self.project = layer(width, stage.width, 1)
         self.residual = stride == 1 and inputs == stage.width
@@ -209,11 +212,11 @@ class Single(nnx.Module):
         stride: int,
         drop: Dropout,
         *,
-        tensorflow: bool,
+        style: Style,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        layer = partial(ConvNorm, tensorflow=tensorflow, dtype=dtype, rngs=rngs)
+        layer = partial(ConvNorm, style=style, dtype=dtype, rngs=rngs)
         self.single = layer(inputs, stage.width, stage.size, stride=stride, act=stage.act)
         self.residual = stride == 1 and inputs == stage.width
         self.drop = drop
@@ -231,7 +234,7 @@ class Trunk(nnx.Module):
       stem: its channels.
       act: its activation.
       stages: their blocks.
-      tensorflow: as in `ConvNorm`.
+      style: as in `ConvNorm`.
       channels: of images.
       drop_path: stochastic depth of the last block; it rises linearly from 0.
       remat: of each stage's blocks, as `run_block` names it; empty: `none`.
@@ -244,14 +247,14 @@ class Trunk(nnx.Module):
         act: Activation,
         stages: Sequence[Stage],
         *,
-        tensorflow: bool,
+        style: Style,
         channels: int,
         drop_path: float,
         remat: Sequence[str],
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        common: dict[str, Any] = {"tensorflow": tensorflow, "dtype": dtype, "rngs": rngs}
+        common: dict[str, Any] = {"style": style, "dtype": dtype, "rngs": rngs}
         self.stem = ConvNorm(channels, stem, 3, stride=2, act=act, **common)
         drops = iter(stochastic_depth(drop_path, block_count(stages)))
         built, inputs = [], stem

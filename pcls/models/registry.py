@@ -18,12 +18,15 @@ from pcls.models.convnext import CONVNEXTS
 from pcls.models.crnn import Crnn
 from pcls.models.efficientnet import (
     efficientnet_b0,
+    efficientnet_v2_s,
     efficientnetv2_rw_s,
     efficientnetv2_s,
     tf_efficientnet_b0,
     tf_efficientnetv2_s,
 )
 from pcls.models.mobilenet import (
+    mobilenet_v3_large,
+    mobilenet_v3_small,
     mobilenetv3_large_100,
     mobilenetv3_small_100,
     tf_mobilenetv3_large_100,
@@ -148,6 +151,7 @@ MODELS: dict[str, Entry] = {
     "efficientnetv2_rw_s": _cnn(
         "EfficientNetV2-S as timm made it before its code was public", efficientnetv2_rw_s, image_size=288, stages=6
     ),
+    "efficientnet_v2_s": _cnn("EfficientNetV2-S as torchvision has it", efficientnet_v2_s, image_size=384, stages=6),
     "mobilenetv3_large_100": _cnn("MobileNetV3-Large (Howard et al. 2019)", mobilenetv3_large_100, stages=7),
     "mobilenetv3_small_100": _cnn("MobileNetV3-Small", mobilenetv3_small_100, stages=6),
     "tf_mobilenetv3_large_100": _cnn(
@@ -156,6 +160,8 @@ MODELS: dict[str, Entry] = {
     "tf_mobilenetv3_small_100": _cnn(
         "MobileNetV3-Small for weights from TensorFlow", tf_mobilenetv3_small_100, stages=6
     ),
+    "mobilenet_v3_large": _cnn("MobileNetV3-Large as torchvision has it", mobilenet_v3_large, stages=7),
+    "mobilenet_v3_small": _cnn("MobileNetV3-Small as torchvision has it", mobilenet_v3_small, stages=6),
     "rnn": _stepwise(
         "simple recurrent network (tanh) over rows, pixels, ... (Elman 1990)", partial(SequenceClassifier, "rnn")
     ),

@@ -21,7 +21,7 @@ from pcls.pretrained.channels import with_image_channels
 from pcls.pretrained.classes import IMAGENET_CLASSES, names_of_outputs, read_class_names
 from pcls.pretrained.exchange import HEAD, HEAD_PATHS, foreign_shape, import_weights
 from pcls.pretrained.hub import CONFIG, PREFIX, WEIGHTS, fetch_repository
-from pcls.pretrained.names import TIMM, TORCHVISION, timm_names
+from pcls.pretrained.names import TIMM, TORCHVISION, names_of
 from pcls.pretrained.names.rules import Names
 from pcls.pretrained.sources import KERAS, check_source
 from pcls.pretrained.tensors import StoredTensor, StoredTensors, open_tensors
@@ -200,7 +200,7 @@ def _of_model(stated: Stated, model: str) -> Stated:
 
 def _architecture_in(stem: str) -> str:
     """The model that a file's name begins with, as in `resnet50-0676ba61` or `resnet50_a1_0`; empty: none."""
-    found = [name for name in TIMM if re.match(rf"{re.escape(name)}(?![a-z0-9])", stem)]
+    found = [name for name in {**TIMM, **TORCHVISION} if re.match(rf"{re.escape(name)}(?![a-z0-9])", stem)]
     return max(found, key=len, default="")
 
 
@@ -239,10 +239,8 @@ def _from_tensors(stated: Stated, names: tuple[str, ...], say: Say) -> Bundle:
 
 def _library(model: str, definition: ModelDef, stored: StoredTensors) -> Names:
     """The names of the library whose keys a file has the most of."""
-    timm = timm_names(model)
     paths = (*definition.params, *definition.stats)
-    candidates = (timm, TORCHVISION[model]) if model in TORCHVISION else (timm,)
-    return max(candidates, key=lambda names: sum(names.key(path) in stored.tensors for path in paths))
+    return max(names_of(model), key=lambda names: sum(names.key(path) in stored.tensors for path in paths))
 
 
 def _outputs(stated: Stated, library: Names, tensors: Mapping[str, StoredTensor]) -> int:

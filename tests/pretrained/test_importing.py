@@ -16,8 +16,10 @@ from pcls.models.registry import define_model
 from pcls.pretrained import importing
 from pcls.pretrained.bundle import Bundle, load_bundle, save_bundle
 from pcls.pretrained.classes import imagenet_synsets
+from pcls.pretrained.exchange import export_weights
 from pcls.pretrained.exporting import export_timm
 from pcls.pretrained.importing import import_bundle
+from pcls.pretrained.names import TORCHVISION
 from pcls.pretrained.names.rules import Names
 from pcls.pretrained.sources import UNSAFE
 
@@ -140,6 +142,24 @@ def test_keys_of_torchvision_are_known_by_themselves(bundle, tensors, tmp_path, 
     for content in (tensors, renamed):
         save_file(content, tmp_path / "resnet18.safetensors")
         assert_equal(import_bundle(str(tmp_path / "resnet18.safetensors")).params, bundle.params)
+
+
+def test_a_network_of_torchvision_alone_is_told_by_the_files_name(tmp_path):
+    names = TORCHVISION["mobilenet_v3_small"]
+    definition = define_model("mobilenet_v3_small", height=64, width=64, channels=3, classes=5)
+    rng = np.random.default_rng(0)
+    params, stats = (
+        {path: rng.uniform(0.01, 0.1, leaf.shape).astype(np.float32) for path, leaf in part.items()}
+        for part in (definition.params, definition.stats)
+    )
+    path = tmp_path / "mobilenet_v3_small-047dcff4.safetensors"
+    save_file(export_weights(params, stats, names), path)
+    found = import_bundle(str(path))
+    assert found.model == "mobilenet_v3_small"
+    assert_equal(found.params, params)
+    assert_equal(found.stats, stats)
+    with pytest.raises(UserError, match="timm has no weights for 'mobilenet_v3_small'"):
+        export_timm(found, tmp_path / "out")
 
 
 def header(entries, data=b"12345678", length=None):

@@ -8,7 +8,13 @@ from pcls.errors import UserError
 from pcls.models.convnext import CONVNEXTS
 from pcls.models.resnet import DEEP_RESNETS, RESNETS
 from pcls.pretrained.names.convnext import TIMM_CONVNEXT, TIMM_SMALL_CONVNEXT, TORCHVISION_CONVNEXT
-from pcls.pretrained.names.efficientnet import EFFICIENTNET, EFFICIENTNET_V2, MOBILENET, TORCHVISION_B0
+from pcls.pretrained.names.efficientnet import (
+    EFFICIENTNET,
+    EFFICIENTNET_V2,
+    MOBILENET,
+    TORCHVISION_EFFICIENTNETS,
+    TORCHVISION_MOBILENETS,
+)
 from pcls.pretrained.names.resnet import DEEP_RESNET, RESNET
 from pcls.pretrained.names.rules import Names
 from pcls.pretrained.names.sequencer import SEQUENCER
@@ -37,7 +43,8 @@ TIMM: Mapping[str, Names] = {
 TORCHVISION: Mapping[str, Names] = {
     **dict.fromkeys(_PLAIN_RESNETS, RESNET),
     **dict.fromkeys(_LARGE_CONVNEXTS, TORCHVISION_CONVNEXT),
-    "efficientnet_b0": TORCHVISION_B0,
+    **TORCHVISION_EFFICIENTNETS,
+    **TORCHVISION_MOBILENETS,
 }
 
 
@@ -46,3 +53,14 @@ def timm_names(model: str) -> Names:
     if model not in TIMM:
         raise UserError(f"timm has no weights for {model!r}; models that it has: {', '.join(TIMM)}")
     return TIMM[model]
+
+
+def names_of(model: str) -> tuple[Names, ...]:
+    """Of every library that has a model of the registry; UserError where none does."""
+    found = tuple(library[model] for library in (TIMM, TORCHVISION) if model in library)
+    if not found:
+        raise UserError(
+            f"neither timm nor torchvision has weights for {model!r}; models that they have: "
+            f"{', '.join(dict.fromkeys((*TIMM, *TORCHVISION)))}"
+        )
+    return found

@@ -1,10 +1,13 @@
-"""Names in EfficientNet and MobileNetV3: timm's for both, and torchvision's for the one network that it has alike.
+"""Names in EfficientNet and MobileNetV3, timm's and torchvision's."""
 
-torchvision's MobileNetV3 and EfficientNetV2-S pad as PyTorch does and normalise with TensorFlow's epsilon, which no
-model here does.
-"""
+from __future__ import annotations
 
-from pcls.pretrained.names.rules import Names, Rule, counted
+from collections.abc import Sequence
+
+from pcls.models.efficientnet import B0, V2_S
+from pcls.models.inverted import Fused, Single, Stage
+from pcls.models.mobilenet import LARGE, SMALL
+from pcls.pretrained.names.rules import Names, Rule
 
 _TIMM: tuple[Rule, ...] = (
     (r"^stem/conv/", r"conv_stem/"),
@@ -38,23 +41,59 @@ EFFICIENTNET = Names((*_UNEXPANDED, *_TIMM), pointwise=_SQUEEZE)
 EFFICIENTNET_V2 = Names((*_FUSED, *_TIMM), pointwise=_SQUEEZE)
 MOBILENET = Names((*_UNEXPANDED, *_TIMM), pointwise=rf"{_SQUEEZE}|^conv_head\.weight$")
 
-TORCHVISION_B0 = Names(
-    (
-        (r"^stem/", r"features/0/"),
-        (r"^stages/0/0/depthwise/", r"features/1/0/block/0/"),
-        (r"^stages/0/0/squeeze/", r"features/1/0/block/1/"),
-        (r"^stages/0/0/project/", r"features/1/0/block/2/"),
-        (r"^stages/(\d+)/", counted("features/", 1)),
-        (r"/expand/(conv|bn)/", r"/block/0/\1/"),
-        (r"/depthwise/", r"/block/1/"),
-        (r"/squeeze/", r"/block/2/"),
-        (r"/project/", r"/block/3/"),
-        (r"^last/", r"features/8/"),
+
+def _torchvision(stages: Sequence[Stage], *, flat: bool, ends: Sequence[Rule]) -> Names:
+    """torchvision's names: the layers of a block are numbered, those that it has.
+
+    Args:
+      stages: of the network.
+      flat: blocks are numbered through all stages, and a last layer of its own kind among them; else within each.
+      ends: rules for what follows the blocks.
+    """
+    rules: list[Rule] = []
+    place = 0
+    for index, stage in enumerate(stages):
+        for position, expansion in enumerate(stage.expansions):
+            place += 1
+            block = f"features/{place}" if flat else f"features/{index + 1}/{position}"
+            for number, layer in enumerate(_layers(stage, expansion)):
+                there = block if flat and layer == "single" else f"{block}/block/{number}"
+                rules.append((rf"^stages/{index}/{position}/{layer}/", f"{there}/"))
+    within: tuple[Rule, ...] = (
         (r"/reduce/", r"/fc1/"),
         (r"/expand/", r"/fc2/"),
         (r"/conv/", r"/0/"),
         (r"/bn/", r"/1/"),
-        (r"^head/", r"classifier/1/"),
-    ),
-    pointwise=r"\.fc[12]\.weight$",
-)
+    )
+    return Names((*rules, (r"^stem/", r"features/0/"), *ends, *within), pointwise=r"\.fc[12]\.weight$")
+
+
+def _layers(stage: Stage, expansion: float) -> list[str]:
+    """Of a block, in order."""
+    if stage.block is Single:
+        return ["single"]
+    if stage.block is Fused:
+        return ["fused", "project"]
+    return [
+        *(["expand"] if expansion != 1 else []),
+        "depthwise",
+        *(["squeeze"] if stage.squeeze else []),
+        "project",
+    ]
+
+
+def _torchvision_efficientnet(stages: Sequence[Stage]) -> Names:
+    ends = (r"^last/", f"features/{len(stages) + 1}/"), (r"^head/", r"classifier/1/")
+    return _torchvision(stages, flat=False, ends=ends)
+
+
+_MOBILENET_ENDS: tuple[Rule, ...] = ((r"^hidden/", r"classifier/0/"), (r"^head/", r"classifier/3/"))
+
+TORCHVISION_EFFICIENTNETS = {
+    "efficientnet_b0": _torchvision_efficientnet(B0),
+    "efficientnet_v2_s": _torchvision_efficientnet(V2_S),
+}
+TORCHVISION_MOBILENETS = {
+    "mobilenet_v3_large": _torchvision(LARGE, flat=True, ends=_MOBILENET_ENDS),
+    "mobilenet_v3_small": _torchvision(SMALL, flat=True, ends=_MOBILENET_ENDS),
+}
