@@ -45,7 +45,8 @@ class Setup(Program):
             return params, stats
         counts = np.bincount(self.dataset.train.labels, minlength=len(self.dataset.class_names))
         lowered = (adjustment * log_shares(counts)).astype(np.float32)
-        return params | {HEAD_BIAS: params[HEAD_BIAS] - lowered}, stats
+        # Compiled with the numbers in it: the bias may lie on devices of other processes.
+        return params | {HEAD_BIAS: jax.jit(lambda bias: bias - lowered)(params[HEAD_BIAS])}, stats
 
 
 def prepare(recipe: Recipe, preprocessing: Preprocessing | None = None) -> Setup:
