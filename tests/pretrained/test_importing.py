@@ -359,7 +359,7 @@ PRETRAINED = {"input_size": [3, 32, 32]}
         ({"num_classes": 4}, "names 5 labels for 4 classes"),
         ({"num_classes": 4, "label_names": None}, "has 5 outputs (fc.weight), and 4 are stated"),
         ({"architecture": "vit_base"}, "'vit_base'"),
-        ({"architecture": "cnn28"}, "timm has no weights for 'cnn28'"),
+        ({"architecture": "cnn28"}, "neither timm nor torchvision has weights for 'cnn28'"),
     ],
 )
 def test_a_configuration_that_is_none_is_one_line(folder, few, tmp_path, text, words):
