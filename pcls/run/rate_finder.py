@@ -58,7 +58,7 @@ def find_rate(
     tune_process()
     setup = prepare(with_overrides(recipe, _only_batches(recipe)), start.preprocessing if start else None)
     setup = _with_ramp(setup, lowest, highest, steps)
-    weights = start_weights(start, setup, None) if start else None
+    weights = start_weights(start, setup, None)
     size, sharding = setup.plan.batch_size, setup.batch_sharding
     with training_batches(
         setup.dataset.train,

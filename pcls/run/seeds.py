@@ -278,7 +278,7 @@ def _new_folder(recipe: Recipe, setup: Setup, start: Start | None, stack: ExitSt
 def initial_states(setups: Sequence[Setup], starts: Sequence[Start | None]) -> list[TrainState]:
     """The state of each seed before its first step."""
     weights = [
-        None if start is None else start_weights(start, setup, None)
+        start_weights(start, setup, None)
         for start, setup in zip(starts, setups, strict=True)
     ]
     if weights[0] is not None:

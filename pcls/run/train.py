@@ -10,6 +10,7 @@ from pcls.checkpoint.store import CheckpointStore
 from pcls.config import Recipe
 from pcls.config.load import Overrides, flat_recipe, with_overrides
 from pcls.errors import UserError
+from pcls.models.registry import model_entry
 from pcls.nn.module import Arrays
 from pcls.observe.console import Console
 from pcls.observe.goodput import Goodput
@@ -48,7 +49,7 @@ def train_recipe(
         setup = prepare(recipe, start.preprocessing if start else None)
         _check_observed(recipe, profile, 1, setup.plan.steps)
         screen = Console(setup.plan.steps, stream, setup.preprocessing.records)
-        weights = start_weights(start, setup, screen if is_main() else None) if start else None
+        weights = start_weights(start, setup, screen if is_main() else None)
         # Every process has looked before process 0 makes the folder.
         barrier("folder is new")
         with folder.locked() if is_main() else nullcontext():
@@ -124,10 +125,10 @@ def _train(
     store = CheckpointStore(folder.checkpoints, keep=setup.recipe.checkpoint.keep, warn=warn, agree=agreed)
     try:
         restored = store.restore(setup.state_shapes) if resume else None
-        if resume and restored is None and setup.recipe.model.init:
+        if resume and restored is None and (setup.recipe.model.init or model_entry(setup.recipe.model.name).from_images):
             raise UserError(
-                f"{folder.path}: has no checkpoint yet, and a resumed run does not load model.init again; remove the "
-                "folder and start anew"
+                f"{folder.path}: has no checkpoint yet, and a resumed run does not make its first weights again; remove "
+                "the folder and start anew"
             )
         state = restored[0] if restored else setup.initial_state(weights)
         first = int(state.step)

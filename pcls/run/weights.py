@@ -11,6 +11,7 @@ from pcls.evaluation.probes import chosen_l2, fit_linear
 from pcls.nn.module import Arrays, ModelDef
 from pcls.observe.console import Console
 from pcls.run.features import features_of
+from pcls.run.first_weights import weights_from_images
 from pcls.run.setup import Setup
 
 # Of a head that is one dense layer.
@@ -46,17 +47,19 @@ class Start:
     origin: Mapping[str, str]
 
 
-def start_weights(start: Start, setup: Setup, console: Console | None) -> tuple[Arrays, Arrays]:
-    """Parameters and statistics that a run starts from, on the host.
+def start_weights(start: Start | None, setup: Setup, console: Console | None) -> tuple[Arrays, Arrays] | None:
+    """Parameters and statistics that a run starts from, on the host; None: drawn from its seed, on the devices.
 
     Args:
-      start: pretrained weights.
+      start: pretrained weights; None: none.
       setup: of the run.
       console: hears what is new; None: nobody does.
 
     Raises:
       UserError: the weights do not fit the model.
     """
+    if start is None:
+        return weights_from_images(setup.recipe, setup.model, setup.dataset)
     weights = start.weights(setup.model, setup.dataset.class_names)
     if console:
         console.say(weights.told)

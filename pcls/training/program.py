@@ -341,7 +341,7 @@ def make_program(
         rules=matched_rules(layout.rules, model.params),
         model=model,
         schedule=schedule,
-        optimizer=make_optimizer(recipe.optimizer, schedule, model.params, learns.starts),
+        optimizer=make_optimizer(recipe.optimizer, schedule, model.params, learns.starts, plan.steps),
         training=training,
         loss_of=training_loss(
             recipe.train,
