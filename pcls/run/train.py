@@ -10,7 +10,6 @@ from pcls.checkpoint.store import CheckpointStore
 from pcls.config import Recipe
 from pcls.config.load import Overrides, flat_recipe, with_overrides
 from pcls.errors import UserError
-from pcls.models.registry import model_entry
 from pcls.nn.module import Arrays
 from pcls.observe.console import Console
 from pcls.observe.goodput import Goodput
@@ -22,7 +21,7 @@ from pcls.run.evaluate import PREPROCESSING, saved_preprocessing
 from pcls.run.folder import RunFolder
 from pcls.run.session import ORIGIN, Run, Session
 from pcls.run.setup import Setup, prepare
-from pcls.run.weights import Start, start_weights
+from pcls.run.weights import Start, has_first_weights, start_weights
 
 
 def train_recipe(
@@ -125,10 +124,10 @@ def _train(
     store = CheckpointStore(folder.checkpoints, keep=setup.recipe.checkpoint.keep, warn=warn, agree=agreed)
     try:
         restored = store.restore(setup.state_shapes) if resume else None
-        if resume and restored is None and (setup.recipe.model.init or model_entry(setup.recipe.model.name).from_images):
+        if resume and restored is None and has_first_weights(setup.recipe):
             raise UserError(
-                f"{folder.path}: has no checkpoint yet, and a resumed run does not make its first weights again; remove "
-                "the folder and start anew"
+                f"{folder.path}: has no checkpoint yet, and a resumed run does not make its first weights again; "
+                "remove the folder and start anew"
             )
         state = restored[0] if restored else setup.initial_state(weights)
         first = int(state.step)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from pcls.config import Recipe
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.evaluation.probes import chosen_l2, fit_linear
+from pcls.models.registry import model_entry
 from pcls.nn.module import Arrays, ModelDef
 from pcls.observe.console import Console
 from pcls.run.features import features_of
@@ -66,6 +68,11 @@ def start_weights(start: Start | None, setup: Setup, console: Console | None) ->
     if setup.recipe.transfer.head == "probe":
         weights = _with_probed_head(setup, weights, console)
     return weights.params, weights.stats
+
+
+def has_first_weights(recipe: Recipe) -> bool:
+    """Whether a run starts from other weights than those drawn from its seed."""
+    return bool(recipe.model.init) or model_entry(recipe.model.name).from_images is not None
 
 
 def _with_probed_head(setup: Setup, weights: StartWeights, console: Console | None) -> StartWeights:
