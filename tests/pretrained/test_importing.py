@@ -15,7 +15,7 @@ from pcls.errors import UserError
 from pcls.models.registry import define_model
 from pcls.pretrained import importing
 from pcls.pretrained.bundle import Bundle, load_bundle, save_bundle
-from pcls.pretrained.classes import imagenet_synsets
+from pcls.pretrained.classes import imagenet_synsets, read_class_names
 from pcls.pretrained.exchange import export_weights
 from pcls.pretrained.exporting import export_timm
 from pcls.pretrained.importing import import_bundle
@@ -264,6 +264,20 @@ def test_a_thousand_outputs_are_imagenets_in_timms_order(bundle, shared_data, tm
     said = []
     assert import_bundle(str(tmp_path / "resnet18.safetensors"), say=said.append).class_names == tuple(order)
     assert "ImageNet-1k's classes" in said[-1]
+
+
+@pytest.mark.peer
+def test_the_names_that_torchvision_has_are_in_the_order_of_timms_outputs(timm, tmp_path):
+    """As docs/pretrained.md writes them into a file."""
+    torchvision = pytest.importorskip("torchvision")
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"]))
+    names, info = read_class_names(path), timm.data.ImageNetInfo()
+    assert len(set(names)) == info.num_classes() == 1000
+    same = [name.lower() in info.index_to_description(place).lower() for place, name in enumerate(names)]
+    # Some are called otherwise, such as one of two cranes.
+    assert sum(same) > 980
+    assert [info.index_to_label_name(place) for place in range(1000)] == list(imagenet_synsets())
 
 
 def test_weights_for_grey_pictures_answer_as_those_for_colours(bundle, folder, tmp_path):
