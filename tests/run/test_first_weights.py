@@ -1,9 +1,14 @@
 """Where a model's first weights are computed from training images."""
 
+import shutil
+
 import jax
 import numpy as np
+import pytest
 
+import pcls
 from pcls.config import load_recipe
+from pcls.pretrained.bundle import load_bundle
 from pcls.run.first_weights import weights_from_images
 from pcls.run.setup import prepare
 
@@ -32,3 +37,32 @@ def test_the_stem_whitens_the_training_set_and_all_else_is_drawn_from_the_seed()
 def test_a_model_that_computes_nothing_from_images_leaves_all_to_the_seed():
     setup = prepare(load_recipe("digits_cnn"))
     assert weights_from_images(setup.recipe, setup.model, setup.dataset) is None
+
+
+RUN = [*SPEEDNET, "train.duration=2 steps", "train.batch_size=32", "optimizer.freeze=[{match: ^stem/kernel$}]"]
+
+
+@pytest.fixture
+def path(tmp_path, stop_after):
+    stop_after(1)
+    with pytest.raises(pcls.RestartRequested):
+        pcls.train("digits_cnn", [*RUN, f"run.dir={tmp_path / 'run'}"])
+    stop_after(0)
+    return tmp_path / "run"
+
+
+def test_a_run_starts_from_them_and_a_frozen_stem_stays(path):
+    setup = prepare(load_recipe("digits_cnn", RUN))
+    expected, _ = weights_from_images(setup.recipe, setup.model, setup.dataset)
+    pcls.resume(path)
+    params = load_bundle(path / "bundle").params
+    np.testing.assert_array_equal(params["stem/kernel"], expected["stem/kernel"])
+    assert not np.array_equal(params["head/kernel"], expected["head/kernel"])
+
+
+def test_a_run_that_lost_them_does_not_go_on_from_others(path):
+    shutil.rmtree(path / "checkpoints")
+    with pytest.raises(
+        pcls.UserError, match="a resumed run does not make its first weights again"
+    ):
+        pcls.resume(path)
