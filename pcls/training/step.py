@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from pcls.config.schema import Recipe
-from pcls.data.augment import PAIR, model_inputs, record_keys
+from pcls.data.augment import PAIR, alternating, model_inputs, record_keys
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 from pcls.nn.module import Arrays, ModelDef
@@ -74,11 +74,12 @@ def make_train_step(
     update = optax.with_extra_args_support(optimizer).update
     dtype = jnp.dtype(recipe.train.precision)
 
-    def summed_loss(state: TrainState, params: Arrays, micro: tuple[Batch, Array]) -> tuple[Array, Sums]:
+    def summed_loss(state: TrainState, params: Arrays, micro: Batch) -> tuple[Array, Sums]:
         """Over a micro-batch, with the parameters that learn; the others and running statistics are the state's."""
-        batch, keys = micro
-        image, label, weight, _, _, length = batch
-        images, mixture = model_inputs(image, label, weight, keys, recipe.augment, preprocessing, dtype, length)
+        image, label, weight, record, epoch, length = micro
+        drawn = jax.random.wrap_key_data(state.key), epoch, record
+        keys, turned = record_keys(*drawn), alternating(*drawn)
+        images, mixture = model_inputs(image, label, weight, keys, recipe.augment, preprocessing, dtype, length, turned)
         layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, MODEL_KEY))(keys)
         layers = replace(training, keys=layer_keys)
         logits, stats = model.apply(state.params | params, state.stats, images, layers, length, frozen)
@@ -100,9 +101,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update, of one or several batches; one whose loss or gradient is not finite only counts."""
         batches = max(1, len(batch.label) // recipe.train.batch_size)
-        keys = record_keys(jax.random.wrap_key_data(state.key), batch.epoch, batch.record)
         learning = without(frozen, state.params)
-        (loss, sums), grads = gradients_of(partial(summed_loss, state))(learning, (batch, keys))
+        (loss, sums), grads = gradients_of(partial(summed_loss, state))(learning, batch)
         # Sums become means only now: a weight known before the backward pass would be an all-reduce of its own.
         loss, grads = jax.tree.map(lambda total: total / jnp.maximum(sums.weight, 1), (loss, grads))
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
