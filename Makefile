@@ -46,7 +46,7 @@ types: $(STAMP)  ## mypy over pcls/
 	$(VENV)/bin/mypy
 
 bench: $(PEERS_STAMP)  ## every benchmark, beside its peer; appends to benchmarks/LEDGER.md
-	@set -e; for program in $(filter-out benchmarks/plans.py benchmarks/catalogue.py, $(wildcard benchmarks/[!_]*.py)); do \
+	@set -e; for program in $(filter-out benchmarks/plans.py benchmarks/catalogue.py benchmarks/speednet.py, $(wildcard benchmarks/[!_]*.py)); do \
 	    echo "== $$program"; $(PEERS_VENV)/bin/python "$$program"; done
 
 plans: $(TPU_STAMP)  ## plans of the large recipes for a TPU slice each, into docs/plans.md and the ledger
