@@ -207,6 +207,15 @@ def test_what_is_erased_is_the_mean_colour(step_with, state):
     assert 0 < float(after.stats["mean"]) < darker["mean"]
 
 
+def test_images_that_are_mirrored_in_turns_are_seen_the_other_way_in_the_next_epoch(step_with, state):
+    step, batch = step_with(**{"augment.flip": "alternate"}), batch_of(0)
+    first, _ = step(state, batch)
+    turned = batch._replace(image=batch.image[:, :, ::-1], epoch=np.ones(BATCH, np.int32))
+    assert_same(step(state, turned)[0].params, first.params)
+    again, _ = step(state, turned._replace(image=batch.image))
+    assert not np.allclose(again.params["kernel"], first.params["kernel"], atol=1e-4)
+
+
 def test_sharpness_aware_steps_are_those_of_numpy_and_statistics_those_of_the_first_pass(step_with, state):
     batch, rho = batch_of(0), 0.7
     params = jax.tree.map(np.float64, state.params)
