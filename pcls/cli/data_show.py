@@ -54,8 +54,12 @@ def show(
         batch = next(batches)
     pixels, other, share = augmented_images(batch, recipe.augment, dataset.preprocessing, recipe.train.seed)
     names = dataset.class_names
+
+    def name(label: np.ndarray) -> str:
+        return ", ".join(names[i] for i in np.flatnonzero(label)) if np.ndim(label) else names[label]
+
     texts = [
-        caption(names[label], names[mixed_in], part) if weight else "not decoded"
+        caption(name(label), name(mixed_in), part) if weight else "not decoded"
         for label, mixed_in, part, weight in zip(batch.label, other, share, batch.weight, strict=True)
     ]
     grid(pixels[:images], texts[:images], columns).save(out)

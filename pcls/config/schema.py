@@ -28,6 +28,11 @@ from pcls.config.fields import (
 from pcls.config.optimizer import OptimizerSection
 from pcls.config.policy import parse_policy
 
+# Sources that can say of a record that it carries several labels.
+LABEL_SETS = ("manifest", "arrays")
+# Columns of a manifest that mean something else than a label.
+TAKEN_COLUMNS = ("path", "split", "group")
+
 # Sources of sequences, and what of `data` concerns pictures alone.
 SEQUENCES = ("audio", "ts", "sequences")
 OF_PICTURES = (
@@ -96,6 +101,11 @@ class DataSection(Section):
       cache: folder on this machine for what is fetched from URLs and for indices of tar files; empty: $PCLS_CACHE, or
         ~/.cache/pcls.
       quarantine: a list of records that are left out, as `pcls data doctor` writes it; empty: none.
+      labels: that a record carries: `one`, or `several`, of which a model answers each by itself; for manifests and
+        arrays. See docs/multilabel.md.
+      label_separator: between the names in a manifest's column label, with several; empty: `;`.
+      label_columns: of a manifest, with several: one column a class, in this order, whose cells are 0 or 1; empty: the
+        names stand in its column label.
       image_size: height and width in pixels that the model sees; 0: as the source stores it, or as the weights of
         model.init expect it, which may have been trained at one size and be evaluated at another.
       channels: 1 (grey), 3 (RGB), or as many as an array source holds; 0: as the source stores it.
@@ -143,6 +153,9 @@ class DataSection(Section):
     path: str = ""
     cache: str = ""
     quarantine: str = ""
+    labels: Literal["one", "several"] = "one"
+    label_separator: Annotated[str, Field(max_length=8)] = ""
+    label_columns: Names = ()
     image_size: Annotated[int, Field(ge=0, le=8192)] = 0
     channels: Annotated[int, Field(ge=0, le=512)] = 0
     classes: Integers = ()
@@ -185,6 +198,50 @@ class DataSection(Section):
                 )
         if self.source != "audio" and (key := self._of_audio()):
             raise broken_rule(key, f"has an effect with data.source=audio only, not with {self.source}")
+        return self
+
+    @property
+    def holds_label_sets(self) -> bool:
+        """Whether a record may carry several labels, or none."""
+        return self.labels == "several"
+
+    @model_validator(mode="after")
+    def _several_labels(self) -> DataSection:
+        if not self.holds_label_sets:
+            for key in ("label_separator", "label_columns"):
+                if getattr(self, key):
+                    raise broken_rule(f"data.{key}", "has an effect with data.labels=several only")
+            return self
+        if self.source not in LABEL_SETS:
+            raise broken_rule(
+                "data.labels", f"several is for data.source={' and '.join(LABEL_SETS)}, not for {self.source}"
+            )
+        for key in ("sampling", "long_tail"):
+            if getattr(self, key) != DataSection.model_fields[key].default:
+                raise broken_rule(f"data.{key}", "needs records of one label; leave it out with data.labels=several")
+        return self
+
+    @model_validator(mode="after")
+    def _label_columns(self) -> DataSection:
+        columns = self.label_columns
+        for key in ("label_separator", "label_columns"):
+            if getattr(self, key) and self.source != "manifest":
+                raise broken_rule(
+                    f"data.{key}", f"has an effect with data.source=manifest only, not with {self.source}"
+                )
+        if columns and self.label_separator:
+            raise broken_rule("data.label_separator", "has no effect beside data.label_columns; leave it out")
+        if len(columns) == 1:
+            raise broken_rule(
+                "data.label_columns",
+                "names one class; two or more are needed: yes or no is data.labels=one, two classes",
+            )
+        if len(set(columns)) < len(columns):
+            raise broken_rule("data.label_columns", "names a column twice")
+        for name in columns:
+            if name in TAKEN_COLUMNS or ";" in name:
+                what = "has a semicolon" if ";" in name else "is not a label"
+                raise broken_rule("data.label_columns", f"names {name!r}, which {what}; rename the column")
         return self
 
     @model_validator(mode="after")
@@ -406,6 +463,20 @@ class BatchNormSection(Section):
         return self
 
 
+class AsymmetricSection(Section):
+    """What `train.loss=asymmetric` makes of easy answers. Source: Ridnik et al. 2021.
+
+    Attributes:
+      gamma_pos: the loss of a label that a record carries is multiplied by the error probability to this power.
+      gamma_neg: the same of labels that it does not carry.
+      clip: is taken from the probability of labels that it does not carry first; what is below it then costs nothing.
+    """
+
+    gamma_pos: Annotated[Number, Field(ge=0, le=100)] = 0.0
+    gamma_neg: Annotated[Number, Field(ge=0, le=100)] = 4.0
+    clip: Fraction = 0.05
+
+
 class TrainSection(Section):
     """How long, how large, how exact.
 
@@ -415,8 +486,11 @@ class TrainSection(Section):
       seed: of the initial weights, the order of records and the augmentation.
       accumulate: micro-batches whose gradients are added up before the update; less memory, the same step.
       precision: type of activations; parameters and statistics are always float32.
-      loss: `softmax` (cross-entropy over the classes) or `sigmoid` (binary, of each class by itself).
-      label_smoothing: share of the target spread over all classes.
+      loss: `softmax` (cross-entropy over the classes), `sigmoid` (binary, of each class by itself) or, with
+        data.labels=several, `asymmetric` (the same, with less weight for easy answers, of labels that a record does not
+        carry most of all).
+      asymmetric: how much less.
+      label_smoothing: share of the target spread over all classes; with data.labels=several over yes and no of each.
       sam_rho: length of the step against which sharpness-aware minimisation looks ahead, at twice the cost; 0: off.
       ema_decay: decay a step of the averaged weights that are then evaluated and delivered; 0: no average.
       steps_per_dispatch: steps that are given to the devices at once, as one compiled loop; 0: 1 on CPU, where such a
@@ -428,11 +502,19 @@ class TrainSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     accumulate: Annotated[int, Field(ge=1, le=2**16)] = 1
     precision: Literal["float32", "bfloat16"] = "float32"
-    loss: Literal["softmax", "sigmoid"] = "softmax"
+    loss: Literal["softmax", "sigmoid", "asymmetric"] = "softmax"
+    asymmetric: AsymmetricSection = AsymmetricSection()
     label_smoothing: Fraction = 0.0
     sam_rho: Annotated[Number, Field(ge=0)] = 0.0
     ema_decay: Fraction = 0.0
     steps_per_dispatch: Annotated[int, Field(ge=0, le=2**16)] = 0
+
+    @model_validator(mode="after")
+    def _asymmetric_has_its_loss(self) -> TrainSection:
+        for key, info in AsymmetricSection.model_fields.items():
+            if self.loss != "asymmetric" and getattr(self.asymmetric, key) != info.default:
+                raise broken_rule(f"train.asymmetric.{key}", "has an effect with train.loss=asymmetric only")
+        return self
 
 
 class ImbalanceSection(Section):
@@ -441,6 +523,8 @@ class ImbalanceSection(Section):
     Attributes:
       class_weights: of the loss of a record: `none`, `inverse` (one over its class's records), `effective` (one over
         the effective number of its class's records, Cui et al. 2019) or `given` by weights. A record's is 1 on average.
+        With data.labels=several they are of the labels that a record carries, against those that it does not: `inverse`
+        (records without the label over records with it) or `given`, each as it stands.
       weights: of classes by name, with `given`, as in `{cat: 1.0, dog: 3.5}`; of those not named 1.
       class_weights_from: they hold from here on; before it all are 1 (deferred re-weighting, Cao et al. 2019).
       logit_adjustment: the logarithms of the classes' shares, times this, are added to the logits in training, so that
@@ -583,6 +667,19 @@ class Recipe(Section):
                 "train.accumulate",
                 f"is {self.train.accumulate} and does not divide train.batch_size={self.train.batch_size}",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _each_label_by_itself(self) -> Recipe:
+        several = self.data.holds_label_sets
+        if not several and self.train.loss == "asymmetric":
+            raise broken_rule("train.loss", "asymmetric is for data.labels=several; write softmax or sigmoid")
+        if several and self.imbalance.class_weights == "effective":
+            raise broken_rule(
+                "imbalance.class_weights", "effective is of records with one label; write inverse or given"
+            )
+        if several and self.transfer.head == "probe":
+            raise broken_rule("transfer.head", "probe fits a head for one label a record; write auto or new")
         return self
 
     @model_validator(mode="after")

@@ -28,6 +28,7 @@ from pcls.data.sources.remote import (
     without_secrets,
 )
 from pcls.data.sources.source import Source, Subset
+from pcls.data.sources.targets import SEPARATOR, LabelSets, rarest_labels
 from pcls.data.split import few_of_each, held_out, long_tailed
 from pcls.data.steps import as_sequences, step_statistics
 from pcls.errors import UserError
@@ -353,9 +354,9 @@ def open_source(section: DataSection) -> tuple[Source, Source | None]:
         case "manifest":
             from pcls.data.sources.manifest import open_manifest
 
-            return open_manifest(path, cache=_cache(section))
+            return open_manifest(path, cache=_cache(section), sets=_label_sets(section))
         case "arrays":
-            return open_arrays(path)
+            return open_arrays(path, several=section.holds_label_sets)
         case "arrayrecord":
             from pcls.data.sources.arrayrecord import open_arrayrecord
 
@@ -394,12 +395,28 @@ def _open_remote(kind: str, section: DataSection) -> tuple[Source, Source | None
     if kind == "folder":
         return open_remote_folder(section.path, cache)
     if kind == "manifest":
-        return open_remote_manifest(section.path, cache)
+        return open_remote_manifest(section.path, cache, _label_sets(section))
     if kind not in REMOTE_FILES:
         raise UserError(f"data.path is a URL, and {section.source} takes none: copy it to this machine")
     is_file = section.path.endswith(tuple(FILE_KINDS))
     local = local_file(section.path, cache) if is_file else local_folder(section.path, cache, REMOTE_FILES[kind])
     return open_source(section.model_copy(update={"path": str(local)}))
+
+
+def _label_sets(section: DataSection) -> LabelSets | None:
+    separator = section.label_separator or SEPARATOR
+    return LabelSets(separator, section.label_columns) if section.holds_label_sets else None
+
+
+def check_one_label(section: DataSection, what: str) -> None:
+    """UserError where records may carry several labels, and something takes one.
+
+    Args:
+      section: of the recipe.
+      what: takes one.
+    """
+    if section.holds_label_sets:
+        raise UserError(f"{what} is for records of one label, and data.labels is several; see docs/multilabel.md")
 
 
 def _cache(section: DataSection) -> Path:
@@ -436,11 +453,10 @@ def _parted(section: DataSection, whole: Source, evaluation: Source | None) -> t
     if evaluation is not None and not section.classes and not section.per_class:
         return whole, evaluation
     classes = section.classes or tuple(range(len(whole.class_names)))
-    records = np.flatnonzero(np.isin(whole.labels, classes))
-    labels = whole.labels[records]
+    records, labels = _of_classes(whole, classes)
     _check_not_empty(whole, labels, classes)
     if evaluation is not None:
-        others = np.flatnonzero(np.isin(evaluation.labels, classes))
+        others, _ = _of_classes(evaluation, classes)
         trained = few_of_each(labels, section.per_class, section.split_seed) if section.per_class else slice(None)
         return Subset(whole, records[trained], classes), Subset(evaluation, others, classes)
     groups = None if whole.groups is None else whole.groups[records]
@@ -463,6 +479,17 @@ def _parted(section: DataSection, whole: Source, evaluation: Source | None) -> t
     return Subset(whole, records[trained], classes), Subset(whole, records[~trained], classes)
 
 
+def _of_classes(source: Source, classes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The records of some classes, and the label that each is split by.
+
+    Where records carry several labels, all: one that carries none of the classes says that they are not there.
+    """
+    if source.targets is not None:
+        return np.arange(len(source)), rarest_labels(source.targets[:, classes])
+    records = np.flatnonzero(np.isin(source.labels, classes))
+    return records, source.labels[records]
+
+
 def _check_labels_known(train: Source, evaluation: Source) -> None:
     extra = evaluation.class_names[len(train.class_names) :]
     if extra:
@@ -477,6 +504,9 @@ def _check_expected(key: str, expected: int, found: int, what: str) -> None:
 
 
 def _check_not_empty(source: Source, labels: np.ndarray, classes: tuple[int, ...]) -> None:
+    if source.targets is not None:
+        # A label that no record carries is told, not refused: of many some are rare.
+        return
     present = set(map(int, np.unique(labels)))
     for label in classes:
         if label not in present:

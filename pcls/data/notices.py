@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ NAMED = 3
 def notices(train: Source, evaluation: Source) -> Iterator[str]:
     """A line each."""
     yield from _similar_names(train.class_names)
+    yield from _not_trained(train)
     yield from _not_evaluated(train, evaluation)
     yield from _shared(train, evaluation)
 
@@ -31,12 +32,23 @@ def _similar_names(names: tuple[str, ...]) -> Iterator[str]:
             yield f"classes {other!r} and {name!r} differ in capital letters only; are they one?"
 
 
+def _not_trained(train: Source) -> Iterator[str]:
+    """Labels that the model never sees; where each record carries one, such a class was refused."""
+    missing = [name for name, count in class_counts(train).items() if not count]
+    if missing:
+        yield f"{len(missing):,} of {len(train.class_names):,} classes have no training record ({_few(missing)})"
+
+
 def _not_evaluated(train: Source, evaluation: Source) -> Iterator[str]:
     counts = class_counts(evaluation)
     missing = [name for name in train.class_names if not counts.get(name)]
     if missing:
-        few = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
-        yield f"{len(missing):,} of {len(train.class_names):,} classes have no held-out record, and no number ({few})"
+        number = f"{len(missing):,} of {len(train.class_names):,}"
+        yield f"{number} classes have no held-out record, and no number ({_few(missing)})"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def _shared(train: Source, evaluation: Source) -> Iterator[str]:

@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     Attributes:
       image: [batch, height, width, channels] uint8: a quarter of float32's bytes; normalised on the device. A sequence
         is a picture whose rows are its steps: [batch, steps, features, 1] float32, zero after its end.
-      label: [batch] int32.
+      label: [batch] int32; where records carry several labels, or none, [batch, classes] uint8 of 0 and 1.
       weight: [batch] float32; 0 for padding and for records that could not be decoded.
       record: [batch] int32 record numbers; -1 for padding.
       epoch: [batch] int32; a record's augmentation is a function of the seed, this and its number.

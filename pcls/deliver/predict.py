@@ -19,6 +19,7 @@ from pcls.data.sources.audio import check_audio, log_mel
 from pcls.data.sources.folder import read_file
 from pcls.data.sources.source import Unreadable
 from pcls.errors import first_line
+from pcls.evaluation.thresholds import probabilities as label_probabilities
 from pcls.nn.module import Arrays
 from pcls.pretrained.bundle import Bundle
 
@@ -37,8 +38,11 @@ class Prediction:
       path: of the file, or `#<place>` of an array.
       label: the most probable class; empty where the file could not be read.
       probability: of that class, 0 to 1.
-      probabilities: of all classes, in the order of `Classifier.class_names`.
+      probabilities: of all classes, in the order of `Classifier.class_names`; where records carry several labels each
+        by itself.
       error: why it could not be read; empty where it was.
+      labels: the classes that it is given: the most probable one; or, where records carry several labels, those that
+        reach their threshold, the most probable first, which may be none.
     """
 
     path: str
@@ -46,6 +50,7 @@ class Prediction:
     probability: float
     probabilities: tuple[float, ...]
     error: str
+    labels: tuple[str, ...] = ()
 
 
 class Classifier:
@@ -53,6 +58,7 @@ class Classifier:
 
     def __init__(self, bundle: Bundle):
         self.class_names = bundle.class_names
+        self.thresholds = bundle.thresholds
         self.preprocessing = bundle.preprocessing
         definition, dtype = bundle.definition(), jnp.dtype(bundle.precision)
         self._any_length = definition.takes_lengths
@@ -60,12 +66,15 @@ class Classifier:
         self._params, self._stats = jax.device_put((dict(bundle.params), dict(bundle.stats)))
 
         @jax.jit
-        def probabilities(params: Arrays, stats: Arrays, images: jax.Array, lengths: jax.Array | None) -> jax.Array:
+        def answers(params: Arrays, stats: Arrays, images: jax.Array, lengths: jax.Array | None) -> jax.Array:
+            """Probabilities; where records carry several labels logits, which thresholds were chosen by."""
             inputs = normalise(images, bundle.preprocessing, dtype, lengths)
             logits = definition.apply(params, stats, inputs, lengths=lengths)[0].astype(jnp.float32)
+            if bundle.thresholds:
+                return logits
             return jax.nn.softmax(logits if calibration is None else calibration(logits))
 
-        self._probabilities = probabilities
+        self._answers = answers
 
     def predict(self, images: Picture | Iterable[Picture]) -> list[Prediction]:
         """Classifies images or sequences, in their order.
@@ -90,14 +99,23 @@ class Classifier:
         read = [self._read(picture) for picture in pictures]
         batch = _sequences if self.preprocessing.sequence else _pixels
         images, lengths = batch([None if isinstance(one, str) else one for one in read], self.preprocessing)
-        probabilities = np.asarray(self._probabilities(self._params, self._stats, images, lengths), np.float64)
+        answers = np.asarray(self._answers(self._params, self._stats, images, lengths))
+        probabilities = label_probabilities(answers) if self.thresholds else answers.astype(np.float64)
         for index, (picture, one, row) in enumerate(zip(pictures, read, probabilities, strict=False)):
             path = f"#{start + index}" if isinstance(picture, np.ndarray) else str(picture)
             if isinstance(one, str):
                 yield Prediction(path, "", 0.0, (), one)
             else:
                 best = int(row.argmax())
-                yield Prediction(path, self.class_names[best], float(row[best]), tuple(map(float, row)), "")
+                name = self.class_names[best]
+                yield Prediction(path, name, float(row[best]), tuple(map(float, row)), "", self._given(row))
+
+    def _given(self, row: np.ndarray) -> tuple[str, ...]:
+        """The names of the classes that a record is given, by the probabilities of all."""
+        if not self.thresholds:
+            return (self.class_names[int(row.argmax())],)
+        falling = np.argsort(-row, kind="stable")
+        return tuple(self.class_names[label] for label in falling if row[label] >= self.thresholds[label])
 
     def _read(self, picture: Picture) -> np.ndarray | str:
         """What the file or array holds, or why it cannot be had."""

@@ -98,6 +98,7 @@ class Relabelled:
     """
 
     groups = None
+    targets = None
 
     def __init__(self, source: Source, outputs: np.ndarray, class_names: tuple[str, ...]):
         self._source = source

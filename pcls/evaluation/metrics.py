@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -12,6 +13,26 @@ from pcls.evaluation.quality import Quality
 
 # Classes by their training records. Source: Liu et al. 2019.
 MANY_SHOT_ABOVE, FEW_SHOT_BELOW = 100, 20
+
+
+class Evaluated(Protocol):
+    """What a run needs to know of an evaluation, whatever was counted."""
+
+    score_name: ClassVar[str]
+
+    @property
+    def score(self) -> float:
+        """What the best of a run goes by, the higher the better."""
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Of each label, from which probability on a prediction gives it; empty: each record has one label."""
+
+    def summary(self) -> dict[str, float | int]:
+        """The numbers that fit on a line, for tables and JSON."""
+
+    def facts(self) -> dict[str, Any]:
+        """What is kept in the run's folder."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +121,25 @@ class Evaluation:
     subsets: tuple[Subset, ...] = ()
     listed: Listed | None = None
     notices: tuple[str, ...] = ()
+
+    score_name: ClassVar[str] = "top-1"
+    thresholds: ClassVar[tuple[float, ...]] = ()
+
+    @property
+    def score(self) -> float:
+        """What the best of a run goes by."""
+        return self.top1
+
+    def facts(self) -> dict[str, Any]:
+        """What is kept in the run's folder."""
+        return self.summary() | {
+            "class_names": list(self.class_names),
+            "confusion": self.confusion.tolist(),
+            "quality": None if self.quality is None else asdict(self.quality),
+            "train_counts": list(self.train_counts),
+            "calibration": self.calibration,
+            "notices": list(self.notices),
+        }
 
     def summary(self) -> dict[str, float | int]:
         """The numbers that fit on a line, for tables and JSON; `balanced` is the mean recall of present classes."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from pcls.evaluation.calibration import Fit
 from pcls.evaluation.intervals import Interval, wilson
+from pcls.evaluation.label_sets import LabelEvaluation, LabelRow
 from pcls.evaluation.metrics import (
     FEW_SHOT_BELOW,
     MANY_SHOT_ABOVE,
@@ -25,8 +26,10 @@ MOST_ROWS = 20
 NAME_WIDTH = 30
 
 
-def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
+def evaluation_json(evaluation: Evaluation | LabelEvaluation) -> dict[str, Any]:
     """Everything that an evaluation knows but the confusion counts; `null` for what is not known."""
+    if isinstance(evaluation, LabelEvaluation):
+        return evaluation.facts()
     rows = per_class(evaluation.confusion, evaluation.class_names)
     shots = by_shots(rows, evaluation.train_counts) if evaluation.train_counts else None
     listed = evaluation.listed
@@ -62,8 +65,10 @@ def _top1_interval(evaluation: Evaluation) -> Interval:
     return wilson(round(evaluation.top1 * evaluation.n), evaluation.n)
 
 
-def evaluation_text(evaluation: Evaluation) -> str:
+def evaluation_text(evaluation: Evaluation | LabelEvaluation) -> str:
     """An evaluation for a person."""
+    if isinstance(evaluation, LabelEvaluation):
+        return label_sets_text(evaluation)
     rows = per_class(evaluation.confusion, evaluation.class_names)
     together, quality = averages(rows), evaluation.quality
     summary = evaluation.summary()
@@ -145,6 +150,41 @@ def _class_lines(rows: Sequence[ClassRow]) -> list[str]:
     )
     more = len(rows) - MOST_ROWS
     return table if more <= 0 else [*table, f"the {MOST_ROWS} worst of {len(rows):,} classes; --json has all"]
+
+
+def label_sets_text(evaluation: LabelEvaluation) -> str:
+    """The same where records carry several labels."""
+    chosen, rows = evaluation.chosen, evaluation.rows
+    measured = f"on {chosen.n:,} records that the thresholds were not chosen on"
+    lines = [f"{name:<15} {_number(value)}" for name, value in evaluation.summary().items()]
+    lines[-2] += f"  {measured}; precision {chosen.micro_precision:.4f}, recall {chosen.micro_recall:.4f}"
+    lines[-1] += f"  precision {chosen.macro_precision:.4f}, recall {chosen.macro_recall:.4f}"
+    order = list(range(len(rows)))
+    if len(rows) > MOST_ROWS:
+        known = [label for label in order if evaluation.precisions[label] is not None]
+        order = sorted(known, key=lambda label: evaluation.precisions[label] or 0.0)[:MOST_ROWS]
+    table = _table(
+        ("label", "n", "AP", "threshold", "precision", "recall", "F1"),
+        [_label_cells(rows[label], evaluation.support[label], evaluation.precisions[label]) for label in order],
+    )
+    lines += ["", *table]
+    if any(not rows[label].own for label in order):
+        lines.append("* too few records carry it, or lack it: the threshold of all labels together")
+    if len(order) < len(rows):
+        lines.append(f"the {len(order)} worst of {len(rows):,} labels; --json has all")
+    return "\n".join([*lines, *(["", *evaluation.notices] if evaluation.notices else [])])
+
+
+def _label_cells(row: LabelRow, support: int, precision: float | None) -> tuple[str, ...]:
+    return (
+        _shown(row.name),
+        f"{support:,}",
+        "-" if precision is None else f"{precision:.4f}",
+        f"{row.threshold:.4f}{'' if row.own else '*'}",
+        f"{row.precision:.4f}",
+        f"{row.recall:.4f}",
+        f"{row.f1:.4f}",
+    )
 
 
 def fit_json(fit: Fit) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+# What an evaluation line shows of an evaluation.
+SHARES = {"top1": "top-1", "top5": "top-5", "map": "mAP", "micro_f1": "micro F1"}
 # A terminal's line is redrawn this often; a log file gets a line of its own this often. Seconds.
 TERMINAL_INTERVAL, LOG_INTERVAL = 0.2, 10.0
 
@@ -19,11 +21,13 @@ class Console:
       steps: of the whole run.
       stream: standard error by default, so that results on standard output stay clean.
       records: what is trained on: `images` or `sequences`.
+      accuracy: what the share of right answers in training is called.
     """
 
-    def __init__(self, steps: int, stream: TextIO | None = None, records: str = "images"):
+    def __init__(self, steps: int, stream: TextIO | None = None, records: str = "images", accuracy: str = "accuracy"):
         self._steps = steps
         self._records = records
+        self._accuracy = accuracy
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._shown = 0.0
@@ -36,7 +40,7 @@ class Console:
     def progress(self, row: Mapping[str, Any]) -> None:
         """Shows a training row; on a terminal it takes the place of the last one."""
         self._shown = time.monotonic()
-        text = progress_line(row, self._steps, self._records)
+        text = progress_line(row, self._steps, self._records, self._accuracy)
         if self._terminal:
             self._redraw(text)
         else:
@@ -59,11 +63,11 @@ class Console:
         self._width = len(text)
 
 
-def progress_line(row: Mapping[str, Any], steps: int, records: str = "images") -> str:
+def progress_line(row: Mapping[str, Any], steps: int, records: str = "images", accuracy: str = "accuracy") -> str:
     """`step 1,200/4,690  epoch 2.6  loss 0.0512  accuracy 98.4 %  12,345 images/s  data 1 %  ETA 3:12`."""
     return (
         f"step {row['step']:,}/{steps:,}  epoch {row['epoch']:.1f}  loss {row['loss']:.4f}  "
-        f"accuracy {row['accuracy']:.1%}  {row['images_per_second']:,.0f} {records}/s  "
+        f"{accuracy} {row['accuracy']:.1%}  {row['images_per_second']:,.0f} {records}/s  "
         f"data {row['data_wait']:.0%}  ETA {duration(row['eta'])}"
     )
 
@@ -72,8 +76,9 @@ def evaluation_line(row: Mapping[str, Any]) -> str:
     """`eval  step 469  epoch 1.0  top-1 98.71 %  top-5 99.98 %  loss 0.0402  n 10,000`."""
     best = "  best so far" if row.get("best") else ""
     undecodable = f"  undecodable {row['undecodable']:,}" if row["undecodable"] else ""
+    shares = "  ".join(f"{words} {row[name]:.2%}" for name, words in SHARES.items() if name in row)
     return (
-        f"eval  step {row['step']:,}  epoch {row['epoch']:.1f}  top-1 {row['top1']:.2%}  top-5 {row['top5']:.2%}  "
+        f"eval  step {row['step']:,}  epoch {row['epoch']:.1f}  {shares}  "
         f"loss {row['loss']:.4f}  n {row['n']:,}{undecodable}{best}"
     )
 

@@ -22,6 +22,8 @@ COLUMNS = (
     "accuracy",
     "top1",
     "top5",
+    "map",
+    "micro_f1",
     "n",
     "undecodable",
     "lr",

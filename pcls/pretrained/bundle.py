@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class Bundle:
       origin: where public weights came from: `name`, `source`, `revision` and `licence`, those that are known; empty:
         trained here from scratch.
       calibration: of the probabilities; None: they are the softmax of the logits.
+      thresholds: of each class, from which probability on it is given, the sigmoid of its logit, where records carry
+        several labels; empty: a record has one, the most probable.
     """
 
     model: str
@@ -79,6 +81,7 @@ class Bundle:
     options: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
     calibration: Calibration | None = None
+    thresholds: tuple[float, ...] = ()
 
     def definition(self, classes: int | None = None, channels: int | None = None) -> ModelDef:
         """The model without its arrays, with as many classes and channels as its own or as given."""
@@ -115,6 +118,8 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         }
         if bundle.calibration is not None:
             facts["calibration"] = vars(bundle.calibration)
+        if bundle.thresholds:
+            facts["thresholds"] = list(bundle.thresholds)
         facts["facts_sha256"] = _facts_sha256(facts)
         (temporary / FACTS).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -157,6 +162,8 @@ def load_bundle(folder: Path) -> Bundle:
             calibration=_calibration(facts["calibration"], len(facts["class_names"]))
             if "calibration" in facts
             else None,
+            # Only those of several labels a record have them.
+            thresholds=_thresholds(facts.get("thresholds", ()), len(facts["class_names"])),
         )
         digest = facts["weights_sha256"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -179,6 +186,14 @@ def _calibration(values: Mapping[str, Any], classes: int) -> Calibration:
         raise ValueError(f"calibration {found.method!r} of {len(found.scale)} scales for {classes} classes")
     if not np.isfinite(np.array([*found.scale, *found.bias])).all() or (size == 1 and found.scale[0] <= 0):
         raise ValueError("a calibration that is not finite, or a temperature that is not above 0")
+    return found
+
+
+def _thresholds(values: Sequence[Any], classes: int) -> tuple[float, ...]:
+    """ValueError for such as would give all labels or none."""
+    found = tuple(map(float, values))
+    if len(found) not in (0, classes) or not all(0 <= value <= 1 for value in found):
+        raise ValueError(f"{len(found)} thresholds for {classes} classes, or one that is not 0 to 1")
     return found
 
 

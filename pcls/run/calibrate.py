@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from pcls.config.load import with_overrides
-from pcls.data.dataset import Dataset
+from pcls.data.dataset import Dataset, check_one_label
 from pcls.data.sources.source import Subset
 from pcls.data.split import few_of_each, held_out
 from pcls.errors import UserError
 from pcls.evaluation.calibration import METHODS, Fit, fit
+from pcls.evaluation.text import fit_json
 from pcls.parallel.processes import barrier, is_main
 from pcls.parallel.tuning import tune_process
 from pcls.pretrained.bundle import Calibration, load_bundle, save_bundle
@@ -23,6 +24,8 @@ from pcls.run.setup import prepare
 # Not the default of data.split_seed, by which these records were chosen.
 SEED = 1
 MIN_RECORDS = 20
+# What was measured, with the step of the weights that it is of.
+CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def calibrate_run(path: str | Path, *, method: str = "auto", records: int = 0) -
     folder = RunFolder(path)
     # As a prediction sees an image: by one view.
     recipe = with_overrides(folder.recipe(), {"evaluate.tta": "none"})
+    check_one_label(recipe.data, "pcls calibrate")
     if folder.status().get("status") != "finished" or not folder.bundle.is_dir():
         raise UserError(f"{path}: the run is not finished; there is nothing to calibrate before: pcls resume {path}")
     bundle = load_bundle(folder.bundle)
@@ -77,6 +81,7 @@ def calibrate_run(path: str | Path, *, method: str = "auto", records: int = 0) -
     if is_main():
         with folder.locked():
             save_bundle(replace(bundle, calibration=calibration), folder.bundle)
+            folder.write_json(CALIBRATION, fit_json(result) | {"step": folder.status()["step"]})
     barrier("calibrated")
     # What the folder says of the run must be of what it delivers.
     evaluate_run(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pcls.data.dataset import check_one_label
 from pcls.errors import UserError
 from pcls.evaluation.count import Predictions
 from pcls.evaluation.paired import Comparison, compare
@@ -37,6 +38,7 @@ def compare_runs(first: str | Path, second: str | Path) -> Comparison:
 def _answers(folder: RunFolder) -> tuple[Predictions, list[str], tuple[str, ...]]:
     """A run's predictions, the names of their records, and its classes."""
     recipe = folder.recipe()
+    check_one_label(recipe.data, "pcls compare")
     if folder.status().get("status") != "finished":
         raise UserError(f"{folder.path}: the run is not finished; go on with: pcls resume {folder.path}")
     if read_evaluation(folder) is None:

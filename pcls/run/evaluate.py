@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from pcls.checkpoint.store import CheckpointStore
 from pcls.config import Recipe
 from pcls.config.load import with_overrides
 from pcls.config.schema import DataSection
+from pcls.data.dataset import check_one_label
 from pcls.data.pipeline import evaluation_batches
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.remote import is_url
-from pcls.data.sources.source import Source
+from pcls.data.sources.source import Source, label_counts
 from pcls.data.workers import usable_cores
 from pcls.errors import UserError
 from pcls.evaluation.count import (
@@ -30,7 +31,14 @@ from pcls.evaluation.count import (
     count,
     make_evaluation_step,
 )
-from pcls.evaluation.metrics import Evaluation, by_value
+from pcls.evaluation.label_sets import (
+    LabelEvaluation,
+    LabelScores,
+    collect_scores,
+    label_evaluation,
+    make_score_step,
+)
+from pcls.evaluation.metrics import Evaluated, Evaluation, by_value
 from pcls.evaluation.quality import quality_of
 from pcls.nn.module import Arrays
 from pcls.parallel.mesh import replicated
@@ -39,39 +47,24 @@ from pcls.parallel.tuning import tune_process
 from pcls.pretrained.bundle import Calibration, load_bundle
 from pcls.run.folder import RunFolder
 from pcls.run.setup import Setup, prepare
-from pcls.training.losses import LOSSES
+from pcls.training.losses import plain_loss
 
 EVALUATION, PREDICTIONS, PREPROCESSING = "evaluation.json", "predictions.npz", "preprocessing.json"
 CALIBRATED_PLAIN = "the calibration was fitted to images without other views, and these are means over views"
+CHOSEN_ON_VIEWS = "the thresholds were chosen on means over views, and a prediction sees one"
 
 
-class Evaluator:
-    """Counts a setup's evaluation records exactly; compiled once, called for many weights.
+class HeldOut:
+    """A setup's evaluation records, each once, by a compiled step."""
 
-    Args:
-      setup: of the model and the records.
-      calibration: of the probabilities; None: they are the softmax of the logits.
-    """
-
-    def __init__(self, setup: Setup, calibration: Calibration | None = None):
+    def __init__(self, setup: Setup):
         self._setup = setup
-        self._calibration = calibration
         shardings = setup.state_shardings
         # Once an evaluation: averaged weights may be split over all devices.
         self.gathered = jax.jit(lambda arrays: arrays, out_shardings=(shardings.params, shardings.stats))
-        self._step = self._compiled(with_logits=False)
 
-    def _compiled(self, *, with_logits: bool) -> EvaluationStep:
-        setup, recipe, shardings = self._setup, self._setup.recipe, self._setup.state_shardings
-        step = make_evaluation_step(
-            setup.model,
-            setup.dataset.preprocessing,
-            recipe.train.precision,
-            LOSSES[recipe.train.loss],
-            recipe.evaluate.tta,
-            self._calibration,
-            with_logits=with_logits,
-        )
+    def _compiled(self, step: EvaluationStep) -> EvaluationStep:
+        setup, shardings = self._setup, self._setup.state_shardings
         return jax.jit(
             step,
             in_shardings=(shardings.params, shardings.stats, setup.batch_sharding),
@@ -79,26 +72,11 @@ class Evaluator:
             out_shardings=replicated(setup.mesh),
         )
 
-    def __call__(self, params: Arrays, stats: Arrays) -> tuple[Evaluation, Predictions]:
-        """Evaluates these weights."""
-        dataset = self._setup.dataset
-        outputs = self._outputs(self._step, *self.gathered((params, stats)))
-        evaluation, predictions = count(outputs, size=len(dataset.evaluation), class_names=dataset.class_names)
-        described = str(self._calibration) if self._calibration else ""
-        return replace(evaluation, train_counts=self._train_counts, calibration=described), predictions
-
     @cached_property
     def _train_counts(self) -> tuple[int, ...]:
         dataset = self._setup.dataset
-        counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
         # A set that nothing is trained on is evaluated as a whole.
-        return () if dataset.train is dataset.evaluation else tuple(counts.tolist())
-
-    def logits(self, params: Arrays, stats: Arrays) -> Logits:
-        """The logits of every record, once each; UserError where they would take too much memory."""
-        dataset = self._setup.dataset
-        outputs = self._outputs(self._compiled(with_logits=True), *self.gathered((params, stats)))
-        return collect_logits(outputs, size=len(dataset.evaluation), classes=len(dataset.class_names))
+        return () if dataset.train is dataset.evaluation else tuple(label_counts(dataset.train).tolist())
 
     def _outputs(self, step: EvaluationStep, params: Arrays, stats: Arrays) -> Iterator[dict[str, Array]]:
         setup, size = self._setup, self._setup.recipe.evaluation_batch_size
@@ -114,7 +92,80 @@ class Evaluator:
                 yield step(params, stats, place(batch, setup.batch_sharding, size))
 
 
-def evaluate_run(path: str | Path, *, tta: str = "", by: str = "") -> Evaluation:
+class Evaluator(HeldOut):
+    """Counts a setup's evaluation records exactly; compiled once, called for many weights.
+
+    Args:
+      setup: of the model and the records.
+      calibration: of the probabilities; None: they are the softmax of the logits.
+    """
+
+    def __init__(self, setup: Setup, calibration: Calibration | None = None):
+        super().__init__(setup)
+        self._calibration = calibration
+        self._step = self._compiled(self._step_of(with_logits=False))
+
+    def _step_of(self, *, with_logits: bool) -> EvaluationStep:
+        setup, recipe = self._setup, self._setup.recipe
+        return make_evaluation_step(
+            setup.model,
+            setup.dataset.preprocessing,
+            recipe.train.precision,
+            plain_loss(recipe),
+            recipe.evaluate.tta,
+            self._calibration,
+            with_logits=with_logits,
+        )
+
+    def __call__(self, params: Arrays, stats: Arrays) -> tuple[Evaluation, Predictions]:
+        """Evaluates these weights."""
+        dataset = self._setup.dataset
+        outputs = self._outputs(self._step, *self.gathered((params, stats)))
+        evaluation, predictions = count(outputs, size=len(dataset.evaluation), class_names=dataset.class_names)
+        described = str(self._calibration) if self._calibration else ""
+        return replace(evaluation, train_counts=self._train_counts, calibration=described), predictions
+
+    def logits(self, params: Arrays, stats: Arrays) -> Logits:
+        """The logits of every record, once each; UserError where they would take too much memory."""
+        dataset = self._setup.dataset
+        outputs = self._outputs(self._compiled(self._step_of(with_logits=True)), *self.gathered((params, stats)))
+        return collect_logits(outputs, size=len(dataset.evaluation), classes=len(dataset.class_names))
+
+
+class LabelSetEvaluator(HeldOut):
+    """The same where records carry several labels, or none."""
+
+    def __init__(self, setup: Setup):
+        super().__init__(setup)
+        recipe, preprocessing = setup.recipe, setup.dataset.preprocessing
+        step = make_score_step(
+            setup.model, preprocessing, recipe.train.precision, plain_loss(recipe), recipe.evaluate.tta
+        )
+        self._step = self._compiled(step)
+
+    def __call__(self, params: Arrays, stats: Arrays) -> tuple[LabelEvaluation, LabelScores]:
+        """Evaluates these weights."""
+        dataset, held = self._setup.dataset, self._setup.dataset.evaluation
+        outputs = self._outputs(self._step, *self.gathered((params, stats)))
+        scores = collect_scores(outputs, size=len(held), classes=len(dataset.class_names))
+        evaluation = label_evaluation(
+            scores,
+            size=len(held),
+            class_names=dataset.class_names,
+            train_counts=self._train_counts,
+            groups=held.groups,
+        )
+        if self._setup.recipe.evaluate.tta != "none":
+            evaluation = replace(evaluation, notices=(*evaluation.notices, CHOSEN_ON_VIEWS))
+        return evaluation, scores
+
+
+def evaluator_of(setup: Setup) -> Evaluator | LabelSetEvaluator:
+    """The one for a setup's records."""
+    return LabelSetEvaluator(setup) if setup.recipe.data.holds_label_sets else Evaluator(setup)
+
+
+def evaluate_run(path: str | Path, *, tta: str = "", by: str = "") -> Evaluation | LabelEvaluation:
     """Evaluates the newest checkpoint of a run, and keeps the result in its folder.
 
     Probabilities are calibrated as the run's bundle says, where that is of this checkpoint.
@@ -130,6 +181,8 @@ def evaluate_run(path: str | Path, *, tta: str = "", by: str = "") -> Evaluation
     tune_process()
     folder = RunFolder(path)
     recipe = with_tta(folder.recipe(), tta)
+    if by:
+        check_one_label(recipe.data, f"--by {by}")
     setup = prepare(recipe, saved_preprocessing(folder))
     values = column_values(recipe.data, setup.dataset.evaluation, by) if by else []
     store = CheckpointStore(folder.checkpoints, keep=recipe.checkpoint.keep, warn=_warn, agree=agreed)
@@ -140,6 +193,11 @@ def evaluate_run(path: str | Path, *, tta: str = "", by: str = "") -> Evaluation
     if restored is None:
         raise UserError(f"{folder.path}: has no checkpoint to evaluate; continue it with: pcls resume {folder.path}")
     state, step = restored
+    if recipe.data.holds_label_sets:
+        found, scores = LabelSetEvaluator(setup)(*setup.deliverable(state))
+        if is_main() and not tta:
+            keep_evaluation(folder, found, scores)
+        return found
     calibration = delivered_calibration(folder, step)
     evaluation, predictions = Evaluator(setup, calibration)(*setup.deliverable(state))
     if calibration and recipe.evaluate.tta != "none":
@@ -191,20 +249,9 @@ def saved_preprocessing(folder: RunFolder) -> Preprocessing | None:
     return None if values is None else Preprocessing.from_json(values)
 
 
-def keep_evaluation(folder: RunFolder, evaluation: Evaluation, predictions: Predictions) -> None:
-    """Writes what `read_evaluation` reads."""
-    folder.write_json(
-        EVALUATION,
-        evaluation.summary()
-        | {
-            "class_names": list(evaluation.class_names),
-            "confusion": evaluation.confusion.tolist(),
-            "quality": None if evaluation.quality is None else asdict(evaluation.quality),
-            "train_counts": list(evaluation.train_counts),
-            "calibration": evaluation.calibration,
-            "notices": list(evaluation.notices),
-        },
-    )
+def keep_evaluation(folder: RunFolder, evaluation: Evaluated, predictions: Predictions | LabelScores) -> None:
+    """Writes what `read_evaluation` reads, of runs whose records have one label."""
+    folder.write_json(EVALUATION, evaluation.facts())
     temporary = folder.path / f"tmp-{PREDICTIONS}"
     np.savez_compressed(temporary, **vars(predictions))
     temporary.replace(folder.path / PREDICTIONS)

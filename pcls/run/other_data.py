@@ -40,6 +40,11 @@ def evaluate_on(bundle: Bundle, data: str, *, tta: str = "", by: str = "", label
       UserError: a class that the model lacks, an empty set, or one of sequences.
     """
     tune_process()
+    if bundle.thresholds:
+        raise UserError(
+            f"--data {data}: is for models of one label a record, and this one gives several; evaluate it on other "
+            "records as the split validation of its manifest"
+        )
     recipe = evaluation_recipe(bundle, data, tta)
     held, part = _held(recipe, bundle)
     source, told = relabelled(held, bundle.class_names)

@@ -25,6 +25,8 @@ from pcls.config import Recipe
 from pcls.config.load import with_overrides
 from pcls.data.pipeline import Batch, Workers, training_batches
 from pcls.errors import Diverged, RestartRequested, UserError
+from pcls.evaluation.label_sets import LabelEvaluation
+from pcls.evaluation.metrics import Evaluation
 from pcls.observe.console import Console
 from pcls.observe.goodput import Goodput
 from pcls.parallel.processes import agreed
@@ -38,6 +40,7 @@ from pcls.run.train import refuse_used, train_recipe
 from pcls.run.weights import Start, start_weights
 from pcls.training.seeds import SeedsStep, seeds_loop, seeds_steps, stacked, stacked_batches
 from pcls.training.state import TrainState, init_state
+from pcls.training.step import RIGHT
 
 StartOf = Callable[[Recipe], Start | None]
 
@@ -60,17 +63,18 @@ class SeedRuns:
 
     @property
     def mean(self) -> float:
-        """Top-1 over the seeds."""
-        return statistics.fmean(run.evaluation.top1 for run in self.runs)
+        """Top-1 over the seeds; where records carry several labels mAP."""
+        return statistics.fmean(run.evaluation.score for run in self.runs)
 
     @property
     def deviation(self) -> float | None:
         """Of a sample; None where there is one run."""
-        return statistics.stdev(run.evaluation.top1 for run in self.runs) if len(self.runs) > 1 else None
+        return statistics.stdev(run.evaluation.score for run in self.runs) if len(self.runs) > 1 else None
 
     def __str__(self) -> str:
-        each = ", ".join(f"{run.evaluation.top1:.2%}" for run in self.runs)
-        return f"top-1 {spread_text([run.evaluation.top1 for run in self.runs])} over {len(self.runs)} seeds ({each})"
+        scores, name = [run.evaluation.score for run in self.runs], self.runs[0].evaluation.score_name
+        each = ", ".join(f"{score:.2%}" for score in scores)
+        return f"{name} {spread_text(scores)} over {len(self.runs)} seeds ({each})"
 
 
 def train_seeds(
@@ -118,7 +122,7 @@ def train_seeds(
             return _one_by_one(recipes, starts, stream)
     else:
         say(f"{count} seeds in one program")
-    console = Console(setups[0].plan.steps, stream, setups[0].preprocessing.records)
+    console = Console(setups[0].plan.steps, stream, setups[0].preprocessing.records, RIGHT[recipes[0].data.labels])
     return _train_together(recipes, setups, starts, together_steps(setups), console)
 
 
@@ -242,8 +246,10 @@ def _train_together(
                 # As of a single run: one cut off before its first checkpoint must not go on from random weights.
                 session.save(state, 0)
 
-        def evaluated(step: int, top1: Sequence[float]) -> None:
-            console.say(f"eval  step {step:,}  top-1 {spread_text(top1)} over {len(top1)} seeds")
+        score_name = (LabelEvaluation if recipes[0].data.holds_label_sets else Evaluation).score_name
+
+        def evaluated(step: int, scores: Sequence[float]) -> None:
+            console.say(f"eval  step {step:,}  {score_name} {spread_text(scores)} over {len(scores)} seeds")
 
         stop_requested = stack.enter_context(stop_requests(console.say))
         for session in sessions:

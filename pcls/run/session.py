@@ -19,6 +19,7 @@ from pcls.data.pipeline import Batch, Places, Update, Workers, training_batches,
 from pcls.data.workers import measure_threads
 from pcls.errors import RestartRequested, UserError
 from pcls.evaluation.count import Predictions
+from pcls.evaluation.label_sets import LabelEvaluation, LabelScores
 from pcls.evaluation.metrics import Evaluation
 from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
 from pcls.observe.chips import chip_of, share_of_peak
@@ -30,7 +31,7 @@ from pcls.observe.sinks import TENSORBOARD, MetricFiles, Wandb
 from pcls.parallel.mesh import replicated
 from pcls.parallel.processes import place
 from pcls.pretrained.bundle import Bundle, save_bundle
-from pcls.run.evaluate import Evaluator, keep_evaluation
+from pcls.run.evaluate import evaluator_of, keep_evaluation
 from pcls.run.folder import RunFolder, Status
 from pcls.run.setup import Setup, images_on_devices
 from pcls.run.signals import stop_requests
@@ -56,7 +57,7 @@ class Run:
     """
 
     path: Path
-    evaluation: Evaluation
+    evaluation: Evaluation | LabelEvaluation
 
 
 class Session:
@@ -86,7 +87,7 @@ class Session:
         self._console = console
         self._say: Callable[[str], None] = console.say if console else lambda text: None
         self._goodput = goodput
-        self._evaluator = Evaluator(setup)
+        self._evaluator = evaluator_of(setup)
         self._undecodable = Undecodable(setup.dataset, setup.recipe.data.max_undecodable, self._say)
         # Every process traces its own devices.
         self._profiler = Profiler(folder.path / TENSORBOARD, profile, self._say)
@@ -94,7 +95,7 @@ class Session:
         self._rows = setup.rows(setup.plan.batch_size)
         self._at_end = ExitStack()
         self._sinks: list[MetricFiles | Wandb] = []
-        self._result: tuple[Evaluation, Predictions] | None = None
+        self._result: tuple[Evaluation, Predictions] | tuple[LabelEvaluation, LabelScores] | None = None
 
     def train(self, state: TrainState, first: int) -> Run:
         """Trains, then delivers; or stops on request, saved."""
@@ -167,15 +168,15 @@ class Session:
     def evaluate(self, state: TrainState, step: int) -> float:
         """Evaluates what would be delivered now."""
         with self._goodput.lost_to("evaluation"):
-            evaluation, predictions = self._evaluator(*self._setup.deliverable(state))
-        self._result = evaluation, predictions
+            self._result = self._evaluator(*self._setup.deliverable(state))
+        evaluation = self._result[0]
         row = {"kind": "eval", "step": step, "epoch": step / self._setup.plan.epoch_steps, **evaluation.summary()}
         self._write(row)
         if step < self._setup.plan.steps:
             self._write(self._goodput.row(step))
-        best = evaluation.top1 > float(state.best_top1)
+        best = evaluation.score > float(state.best_top1)
         self._say(evaluation_line(row | {"best": best and step > self._setup.plan.evaluate_every}))
-        return evaluation.top1
+        return evaluation.score
 
     def save(self, state: TrainState, step: int) -> None:
         """Starts a checkpoint."""
@@ -298,11 +299,13 @@ class Session:
                     metrics=evaluation.summary(),
                     options=self._setup.recipe.model.architecture,
                     origin=self._folder.read_json(ORIGIN) or {},
+                    thresholds=evaluation.thresholds,
                 ),
                 self._folder.bundle,
             )
             self._set_status("finished", self._setup.plan.steps)
-            self._say(f"finished: {self._folder.path}; next: pcls report {self._folder.path}")
+            following = "eval" if evaluation.thresholds else "report"
+            self._say(f"finished: {self._folder.path}; next: pcls {following} {self._folder.path}")
         return Run(self._folder.path, evaluation)
 
     def _set_status(self, status: Status, step: int) -> None:

@@ -69,7 +69,7 @@ def setup_of(recipe: Recipe, dataset: Dataset) -> Setup:
         dataset.preprocessing,
         classes=len(dataset.class_names),
         records=len(dataset.train),
-        labels=dataset.train.labels,
+        labels=dataset.train.labels if dataset.train.targets is None else dataset.train.targets,
         class_names=dataset.class_names,
         # One bucket is nothing but the longest length.
         buckets=dataset.train_buckets if len(dataset.padded) > 1 else (),

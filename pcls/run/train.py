@@ -22,6 +22,7 @@ from pcls.run.folder import RunFolder
 from pcls.run.session import ORIGIN, Run, Session
 from pcls.run.setup import Setup, prepare
 from pcls.run.weights import Start, has_first_weights, start_weights
+from pcls.training.step import RIGHT
 
 
 def train_recipe(
@@ -47,7 +48,7 @@ def train_recipe(
         refuse_used(folder)
         setup = prepare(recipe, start.preprocessing if start else None)
         _check_observed(recipe, profile, 1, setup.plan.steps)
-        screen = Console(setup.plan.steps, stream, setup.preprocessing.records)
+        screen = Console(setup.plan.steps, stream, setup.preprocessing.records, RIGHT[recipe.data.labels])
         weights = start_weights(start, setup, screen if is_main() else None)
         # Every process has looked before process 0 makes the folder.
         barrier("folder is new")
@@ -81,7 +82,9 @@ def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | 
         check_same_recipe(recipe)
         setup = prepare(recipe, saved_preprocessing(folder))
         with folder.locked() if is_main() else nullcontext():
-            screen = Console(setup.plan.steps, records=setup.preprocessing.records)
+            screen = Console(
+                setup.plan.steps, records=setup.preprocessing.records, accuracy=RIGHT[setup.recipe.data.labels]
+            )
             return _train(setup, folder, None, screen, goodput, profile, resume=True)
 
 

@@ -81,7 +81,7 @@ class Hooks(Protocol):
         """Called after the last step, before its evaluation; returns the state to evaluate and to keep."""
 
     def evaluate(self, state: TrainState, step: int) -> float:
-        """Evaluates, keeps and shows the result; returns top-1."""
+        """Evaluates, keeps and shows the result; returns what the best of a run goes by: top-1, or mAP."""
 
     def save(self, state: TrainState, step: int) -> None:
         """Starts a checkpoint."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pcls.config.schema import ImbalanceSection, TrainSection
+from pcls.config.schema import AsymmetricSection, ImbalanceSection, Recipe, TrainSection
 from pcls.errors import UserError
 
-# [batch, classes] logits, [batch] int32 labels and, if wanted, a share of smoothing to [batch] float32.
+# [batch, classes] logits, [batch] int32 labels (or [batch, classes] of 0 and 1, where records carry several) and, if
+# wanted, a share of smoothing to [batch] float32.
 Loss = Callable[..., Array]
 
 
@@ -47,7 +49,69 @@ def sigmoid_cross_entropy(logits: Array, labels: Array, label_smoothing: float =
 
 LOSSES: dict[str, Loss] = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
 
-# [batch, classes] logits, [batch] int32 labels and the step to [batch] float32: what is trained on.
+
+def yes_and_no(targets: Array, label_smoothing: float = 0.0) -> Array:
+    """[batch, classes] float32 of 0 and 1, of which a share is spread over both answers."""
+    return (1 - label_smoothing) * targets.astype(jnp.float32) + label_smoothing / 2
+
+
+def label_sets_cross_entropy(
+    logits: Array, targets: Array, label_smoothing: float = 0.0, positive_weights: Array | float = 1.0
+) -> Array:
+    """Binary cross-entropy of every label by itself, the mean over labels, in nats, computed in float32.
+
+    Args:
+      logits: [batch, classes].
+      targets: [batch, classes] of 0 and 1.
+      label_smoothing: share of the target that is spread over yes and no.
+      positive_weights: [classes], of the loss of labels that a record carries.
+
+    Returns:
+      [batch] float32.
+    """
+    logits, targets = logits.astype(jnp.float32), yes_and_no(targets, label_smoothing)
+    carried = positive_weights * targets * jax.nn.log_sigmoid(logits)
+    return -jnp.mean(carried + (1 - targets) * jax.nn.log_sigmoid(-logits), -1)
+
+
+def asymmetric_loss(
+    logits: Array,
+    targets: Array,
+    label_smoothing: float = 0.0,
+    positive_weights: Array | float = 1.0,
+    *,
+    section: AsymmetricSection,
+) -> Array:
+    """The same with less weight for easy answers, of labels that a record does not carry above all.
+
+    Of a probability p that is `(1 - p)^gamma_pos log(p)` for a label that is carried, and else, with p lowered by the
+    clip, `p^gamma_neg log(1 - p)`. Gradients go through the factors too.
+
+    Source: Ridnik et al. 2021; there the sum over labels.
+    """
+    logits, targets = logits.astype(jnp.float32), yes_and_no(targets, label_smoothing)
+    probability, wrong = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)
+    # Not below 1e-12: there the gradient of a power below 1 is infinite.
+    lowered = jnp.maximum(probability - section.clip, 1e-12)
+    # Without a clip from the logit, whose gradient is right where the probability is 1.
+    log_rest = jnp.log1p(-lowered) if section.clip else jax.nn.log_sigmoid(-logits)
+    carried = jnp.maximum(wrong, 1e-12) ** section.gamma_pos * jax.nn.log_sigmoid(logits)
+    return -jnp.mean(positive_weights * targets * carried + (1 - targets) * lowered**section.gamma_neg * log_rest, -1)
+
+
+def loss_of_label_sets(train: TrainSection) -> Loss:
+    """That of a recipe whose records carry several labels."""
+    if train.loss == "asymmetric":
+        return partial(asymmetric_loss, section=train.asymmetric)
+    return label_sets_cross_entropy
+
+
+def plain_loss(recipe: Recipe) -> Loss:
+    """The loss that an evaluation counts: that of the recipe, without what it does about unbalanced classes."""
+    return loss_of_label_sets(recipe.train) if recipe.data.holds_label_sets else LOSSES[recipe.train.loss]
+
+
+# [batch, classes] logits, labels as of `Loss` and the step to [batch] float32: what is trained on.
 TrainingLoss = Callable[[Array, Array, Array], Array]
 
 # Of the effective number of a class's records. Source: Cui et al. 2019.
@@ -97,6 +161,47 @@ def training_loss(
         return losses
 
     return loss
+
+
+def training_loss_of_label_sets(
+    train: TrainSection,
+    imbalance: ImbalanceSection,
+    class_counts: np.ndarray,
+    records: int,
+    weighted_from: int = 0,
+    class_names: Sequence[str] | None = None,
+) -> TrainingLoss:
+    """The same where records carry several labels: class weights are of those carried, against those that are not.
+
+    Args:
+      train, imbalance: of the recipe.
+      class_counts: [classes] training records that carry each label.
+      records: of the training set.
+      weighted_from, class_names: as `training_loss` takes them.
+
+    Raises:
+      UserError: a weight is given for a class that is not there.
+    """
+    plain, weights = loss_of_label_sets(train), np.ones(len(class_counts))
+    if imbalance.class_weights == "given" and class_names is not None:
+        weights = given_weights(dict(imbalance.weights), class_names)
+    elif imbalance.class_weights == "inverse":
+        weights = positive_weights(class_counts, records)
+
+    def loss(logits: Array, targets: Array, step: Array) -> Array:
+        """Weights are compiled only where there are some."""
+        if imbalance.class_weights == "none":
+            return plain(logits, targets, train.label_smoothing)
+        own = jnp.where(step >= weighted_from, jnp.asarray(weights, jnp.float32), 1)
+        return plain(logits, targets, train.label_smoothing, own)
+
+    return loss
+
+
+def positive_weights(class_counts: np.ndarray, records: int) -> np.ndarray:
+    """[classes] records without a label over those with it; 1 for a label that no record or each one carries."""
+    without = records - class_counts
+    return np.where((class_counts > 0) & (without > 0), without / np.maximum(class_counts, 1), 1.0)
 
 
 def _of_labels(labels: Array, by_class: np.ndarray) -> Array:

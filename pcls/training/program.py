@@ -21,6 +21,7 @@ from pcls.data.buckets import Bucket
 from pcls.data.order import BucketedOrder, Order, SampledOrder
 from pcls.data.pipeline import Batch, Places, Update, sized
 from pcls.data.preprocessing import Preprocessing
+from pcls.data.sources.targets import positives
 from pcls.errors import UserError
 from pcls.models.registry import define_model, model_entry
 from pcls.nn.flops import analytic_flops
@@ -39,7 +40,7 @@ from pcls.parallel.mesh import (
 from pcls.parallel.rules import PRESETS, Layout, Rule, matched_rules, spec
 from pcls.training.freezing import Freezing, freezing
 from pcls.training.loop import Plan
-from pcls.training.losses import TrainingLoss, training_loss
+from pcls.training.losses import TrainingLoss, training_loss, training_loss_of_label_sets
 from pcls.training.optimizers import make_optimizer
 from pcls.training.progressive import Phases, check_progressive, phases_of
 from pcls.training.recalibration import make_statistics_step
@@ -62,6 +63,7 @@ class Program:
     Attributes:
       recipe: resolved.
       preprocessing: sizes and statistics of the images.
+      classes: of the training set.
       mesh: of the devices.
       layout: how the state is split over the mesh.
       rules: each parameter's path to its rule.
@@ -76,6 +78,7 @@ class Program:
 
     recipe: Recipe
     preprocessing: Preprocessing
+    classes: int
     mesh: Mesh
     layout: Layout
     rules: dict[str, Rule]
@@ -121,9 +124,10 @@ class Program:
     def _batch_shapes(self, update: Update) -> Batch:
         images, sequences = self.plan.batch_size * update.batches, self.preprocessing.sequence is not None
         image = sized(self.preprocessing.training, update).shape
+        label_sets = self.recipe.data.holds_label_sets
         shapes = Batch(
             image=((images, *image), jnp.float32 if sequences else jnp.uint8),
-            label=((images,), jnp.int32),
+            label=((images, self.classes), jnp.uint8) if label_sets else ((images,), jnp.int32),
             weight=((images,), jnp.float32),
             record=((images,), jnp.int32),
             epoch=((images,), jnp.int32),
@@ -293,7 +297,8 @@ def make_program(
       recipe: validated by itself.
       preprocessing: sizes and statistics of the images.
       classes, records: of the training set.
-      labels: [records] of it; None: nobody has read them, the classes are taken for balanced.
+      labels: [records] of it, or [records, classes] of 0 and 1 where records carry several; None: nobody has read
+        them, the classes are taken for balanced.
       class_names: in label order; None: nobody knows them, given weights of classes are all 1.
       buckets: its sequences by padded length; empty: pictures, or sequences that are all padded to the longest.
       devices: to compile for; None: all of all processes.
@@ -336,6 +341,7 @@ def make_program(
     return Program(
         recipe=recipe,
         preprocessing=preprocessing,
+        classes=classes,
         mesh=mesh,
         layout=layout,
         rules=matched_rules(layout.rules, model.params),
@@ -343,18 +349,30 @@ def make_program(
         schedule=schedule,
         optimizer=make_optimizer(recipe.optimizer, schedule, model.params, learns.starts, plan.steps),
         training=training,
-        loss_of=training_loss(
-            recipe.train,
-            recipe.imbalance,
-            np.ones(classes) if labels is None else np.bincount(labels, minlength=classes),
-            recipe.imbalance.class_weights_from.steps(order.epoch_steps),
-            class_names,
-        ),
+        loss_of=_training_loss(recipe, classes, labels, order.epoch_steps, class_names),
         order=order,
         sizes=sizes,
         freezing=learns,
         plan=plan,
     )
+
+
+def _training_loss(
+    recipe: Recipe, classes: int, labels: np.ndarray | None, epoch_steps: float, class_names: Sequence[str] | None
+) -> TrainingLoss:
+    train, imbalance = recipe.train, recipe.imbalance
+    weighted_from = imbalance.class_weights_from.steps(epoch_steps)
+    if recipe.data.holds_label_sets:
+        if train.loss == "softmax":
+            raise UserError(
+                "train.loss is softmax, which has one right class, and data.labels is several; write "
+                "train.loss=sigmoid or train.loss=asymmetric"
+            )
+        # Half of two records: as balanced as what nobody has read is taken for.
+        counts, records = (np.ones(classes), 2) if labels is None else (positives(labels), len(labels))
+        return training_loss_of_label_sets(train, imbalance, counts, records, weighted_from, class_names)
+    counts = np.ones(classes) if labels is None else np.bincount(labels, minlength=classes)
+    return training_loss(train, imbalance, counts, weighted_from, class_names)
 
 
 def check_sequences(recipe: Recipe, preprocessing: Preprocessing) -> None:

@@ -18,7 +18,7 @@ class Images(NamedTuple):
 
     Attributes:
       image: [records, height, width, channels] uint8, or [records, steps, features, 1] float32.
-      label: [records] int32.
+      label: [records] int32; where records carry several labels [records, classes] uint8.
       length: [records] int32, steps of sequences that count; None: pictures.
     """
 

@@ -25,7 +25,7 @@ class TrainState:
       opt_state: optax's.
       ema: averages of params and stats, or None where the recipe asks for none.
       key: [2] uint32, of the augmentation; constant, steps and records are folded in.
-      best_top1: best evaluation so far, float32; -1 before the first.
+      best_top1: best evaluation so far, float32, where records carry several labels its mAP; -1 before the first.
       last_good_step: the last finished step whose loss and gradients were finite, int32.
     """
 

@@ -30,6 +30,9 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 # The layers' own part of an example's key; the augmentation uses small numbers of it (`Draw`).
 MODEL_KEY = 1 << 16
 
+# What the share of right answers is called, by `data.labels`.
+RIGHT = {"one": "accuracy", "several": "labels right"}
+
 _WHOLE_BATCH = TrainingPass()
 
 
@@ -38,7 +41,7 @@ class Sums(NamedTuple):
 
     Attributes:
       weight: examples that count.
-      correct: of these, those whose most probable class is theirs.
+      correct: of these, those that are right, as `right` counts them.
       stats: statistics of the batch over its micro-batches.
     """
 
@@ -83,10 +86,11 @@ def make_train_step(
         layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, MODEL_KEY))(keys)
         layers = replace(training, keys=layer_keys)
         logits, stats = model.apply(state.params | params, state.stats, images, layers, length, frozen)
-        correct = jnp.sum((logits.argmax(-1) == label) * weight)
+        correct = jnp.sum(right(logits, label) * weight)
         losses = loss_of(logits, label, state.step)
         if mixture is not None:
             # Every plain loss is linear in its target, so that of a mixed target is a mean of two; each by its class.
+            # Those of label sets too: a label that one of the two carries has a part of both of its terms.
             others = loss_of(logits, mixture.labels, state.step)
             losses = mixture.share * losses + (1 - mixture.share) * others
         shares = jax.tree.map(lambda stat: stat / accumulate, stats)
@@ -125,6 +129,16 @@ def make_train_step(
         return replace(kept, step=state.step + batches), {name: v.astype(jnp.float32) for name, v in metrics.items()}
 
     return train_step
+
+
+def right(logits: Array, label: Array) -> Array:
+    """[batch]: 1 where the most probable class is the label; of label sets the share of labels right at logit 0.
+
+    Args:
+      logits: [batch, classes].
+      label: [batch], or [batch, classes] of 0 and 1.
+    """
+    return logits.argmax(-1) == label if label.ndim == 1 else jnp.mean((logits > 0) == (label > 0), -1)
 
 
 def without(frozen: Set[str], arrays: Arrays) -> Arrays:

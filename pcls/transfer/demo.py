@@ -109,7 +109,7 @@ def run_trial(recipe: str, seed: int, folder: Path, log: TextIO) -> Trial:
     finetuned = train_recipe(finetuning, start_from(base, finetuning), stream=log)
     from_scratch = fine_tuning("digits", base, {"run.dir": f"{base}-scratch", **few}, recipe="scratch").recipe
     scratch = train_recipe(from_scratch, stream=log)
-    return Trial(pretrained.evaluation.top1, finetuned.evaluation.top1, scratch.evaluation.top1)
+    return Trial(pretrained.evaluation.score, finetuned.evaluation.score, scratch.evaluation.score)
 
 
 def summary(trials: dict[str, list[Trial]], *, counted: int) -> Table:

@@ -96,6 +96,10 @@ def adapted_weights(bundle: Bundle, definition: ModelDef, class_names: tuple[str
     why_new = "" if transfer.head == "auto" else "as transfer.head says"
     if set(class_names) != set(bundle.class_names):
         why_new = _classes_differ(bundle.class_names, class_names)
+    elif recipe.data.holds_label_sets != bool(bundle.thresholds):
+        # The same names, and yet other questions: which of them, or whether each.
+        trained, wanted = ("several labels", "one") if bundle.thresholds else ("one label", "several")
+        why_new = f"the weights answer {trained} a record, and the data has {wanted}"
     skip = dict.fromkeys(transfer.skip, "as transfer.skip says")
     weights = {**bundle.params, **bundle.stats}
     if not why_new:

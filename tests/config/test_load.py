@@ -355,7 +355,7 @@ def test_a_wrong_recipe_is_refused_in_one_line_that_says_where_and_what_is_allow
             "train: {accumulate: 3, batch_size: 32}",
             "train.accumulate is 3 and does not divide train.batch_size=32",
         ),
-        ("train: {loss: hinge}", 'train.loss is "hinge" (text); one of softmax, sigmoid is needed'),
+        ("train: {loss: hinge}", 'train.loss is "hinge" (text); one of softmax, sigmoid, asymmetric is needed'),
         (
             "train: {label_smoothing: 1}",
             "train.label_smoothing is 1 (number); a finite number >= 0 and < 1 is needed",

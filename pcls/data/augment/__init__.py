@@ -53,7 +53,8 @@ def model_inputs(
 
     Args:
       images: [batch, height, width, channels] uint8, or sequences as `normalise` takes them.
-      labels, weights, keys: [batch].
+      labels: [batch], or [batch, classes] where records carry several.
+      weights, keys: [batch].
       section, preprocessing: of the recipe.
       dtype: of the result.
       lengths: [batch], steps of sequences that count; None: pictures.

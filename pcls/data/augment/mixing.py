@@ -22,9 +22,11 @@ PAIR = 2
 class Mixture(NamedTuple):
     """A mixed batch. Its targets stay two labels and a share: losses that are linear in the target need no more.
 
+    Where records carry several labels, these are two rows of them.
+
     Attributes:
       images: [batch, height, width, channels] uint8.
-      labels: [batch] int32, those of the partners.
+      labels: [batch] int32, or [batch, classes], those of the partners.
       share: [batch] float32, of an example's own label.
     """
 
@@ -47,7 +49,8 @@ def mix(images: Array, labels: Array, weights: Array, keys: Array, section: Augm
 
     Args:
       images: [batch, height, width, channels] uint8, of an even number.
-      labels, weights, keys: [batch]; a pair draws from the key of its first image, and stays as it is where one of its
+      labels: [batch], or [batch, classes].
+      weights, keys: [batch]; a pair draws from the key of its first image, and stays as it is where one of its
         weights is 0.
       section: of the recipe, with mixup or cutmix.
     """

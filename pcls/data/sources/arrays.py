@@ -20,6 +20,7 @@ from PIL import Image
 from pcls.data.decode import convertible, image_of
 from pcls.data.preprocessing import GREY, MAX_CHANNELS, RGB, Preprocessing
 from pcls.data.sources.source import ImageSource, Records, Source, Stored, Unreadable
+from pcls.data.sources.targets import check_size, rarest_labels
 from pcls.errors import UserError
 
 IDX_UINT8 = 0x08
@@ -44,7 +45,7 @@ class ArraySource:
 
     Args:
       images: [n, height, width, channels] uint8.
-      labels: [n] int32.
+      labels: [n] int32; where records carry several [n, classes] uint8 of 0 and 1.
       class_names: in label order.
       title: what `name` puts before a record's number.
     """
@@ -53,7 +54,8 @@ class ArraySource:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], title: str):
         self.images = images
-        self.labels = labels.astype(np.int32)
+        self.targets = labels if labels.ndim > 1 else None
+        self.labels = labels.astype(np.int32) if labels.ndim == 1 else rarest_labels(labels)
         self.class_names = class_names
         self._title = title
 
@@ -70,7 +72,7 @@ class ArraySource:
 
     def read(self, records: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None) -> Records:
         """Copies the records out; the array was brought to the model's size when the set was opened."""
-        return Records(self.images[records], self.labels[records], np.ones(len(records), bool))
+        return Records(self.images[records], self._answers[records], np.ones(len(records), bool))
 
     def failure(self, record: int, preprocessing: Preprocessing) -> str:
         """Never asked: pixels in memory are always decoded."""
@@ -78,7 +80,7 @@ class ArraySource:
 
     def chosen(self, records: np.ndarray) -> ArraySource:
         """Some of the records; numbered anew."""
-        return ArraySource(self.images[records], self.labels[records], self.class_names, self._title)
+        return ArraySource(self.images[records], self._answers[records], self.class_names, self._title)
 
     def resized(self, height: int, width: int, channels: int) -> ArraySource:
         """The same records at another size (bilinear); of grey ones RGB and back, other channels stay as they are."""
@@ -94,7 +96,11 @@ class ArraySource:
             for part in parts:
                 image = image_of(pixels[..., part]).convert(mode).resize((width, height), Image.Resampling.BILINEAR)
                 images[index, ..., part] = np.asarray(image).reshape(height, width, -1)
-        return ArraySource(images, self.labels, self.class_names, self._title)
+        return ArraySource(images, self._answers, self.class_names, self._title)
+
+    @property
+    def _answers(self) -> np.ndarray:
+        return self.labels if self.targets is None else self.targets
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -257,12 +263,18 @@ class PixelStore:
         return np.frombuffer(data, np.uint8).reshape(self._header.pixels)
 
 
-def open_arrays(path: Path) -> tuple[ArraySource | ImageSource, ArraySource | ImageSource | None]:
+def open_arrays(
+    path: Path, *, several: bool = False
+) -> tuple[ArraySource | ImageSource, ArraySource | ImageSource | None]:
     """Opens arrays that NumPy saved: an .npz archive, held in memory; or a folder of .npy files, read when asked for.
 
     Their names: `images` ([n, height, width] or [n, height, width, channels] uint8) and `labels` ([n] integers); at
     choice `class_names` ([classes] text), and `eval_images` with `eval_labels`. Without names the classes are 0 to the
     largest label.
+
+    Args:
+      path: the archive or the folder.
+      several: whether records carry several labels, or none: `labels` is then [n, classes], of 0 and 1.
 
     Returns:
       The records to train on, and those of `eval_images` where there are such.
@@ -270,17 +282,17 @@ def open_arrays(path: Path) -> tuple[ArraySource | ImageSource, ArraySource | Im
     Raises:
       UserError: the file, the array, and what is wrong with it.
     """
-    return _open_folder(path) if path.is_dir() else _open_npz(path)
+    return _open_folder(path, several) if path.is_dir() else _open_npz(path, several)
 
 
-def _open_npz(path: Path) -> tuple[ArraySource, ArraySource | None]:
+def _open_npz(path: Path, several: bool) -> tuple[ArraySource, ArraySource | None]:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; an .npz archive or a folder with images.npy is needed")
     try:
         with zipfile.ZipFile(path) as archive:
             members = _known_arrays(path, {name.removesuffix(".npy"): name for name in archive.namelist()})
             headers = {name: member_header(path, archive, name, member) for name, member in members.items()}
-            _check_headers(path, headers)
+            _check_headers(path, headers, several)
             arrays = {name: member_array(archive, members[name], header) for name, header in headers.items()}
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, MemoryError) as error:
         reason = str(error) or type(error).__name__
@@ -290,13 +302,13 @@ def _open_npz(path: Path) -> tuple[ArraySource, ArraySource | None]:
         pixels = arrays[images].reshape(-1, *headers[images].pixels)
         return ArraySource(pixels, labels, names, f"{path.name} {images}")
 
-    return _sources(path, arrays, source)
+    return _sources(path, shaped(arrays, headers), source)
 
 
-def _open_folder(folder: Path) -> tuple[ImageSource, ImageSource | None]:
+def _open_folder(folder: Path, several: bool) -> tuple[ImageSource, ImageSource | None]:
     files = _known_arrays(folder, {file.stem: file for file in sorted(folder.glob("*.npy"))})
     headers = {name: _file_header(file, name) for name, file in files.items()}
-    _check_headers(folder, headers)
+    _check_headers(folder, headers, several)
     arrays = {
         name: np.fromfile(files[name], header.dtype, offset=header.start)
         for name, header in headers.items()
@@ -304,9 +316,18 @@ def _open_folder(folder: Path) -> tuple[ImageSource, ImageSource | None]:
     }
 
     def source(images: str, labels: np.ndarray, names: tuple[str, ...]) -> ImageSource:
-        return ImageSource(PixelStore(files[images], headers[images], labels), names, labels)
+        own = labels if labels.ndim == 1 else rarest_labels(labels)
+        targets = None if labels.ndim == 1 else labels
+        return ImageSource(PixelStore(files[images], headers[images], own), names, own, targets=targets)
 
-    return _sources(folder, arrays, source)
+    return _sources(folder, shaped(arrays, headers), source)
+
+
+def shaped(arrays: Mapping[str, np.ndarray], headers: Mapping[str, Header]) -> dict[str, np.ndarray]:
+    """The arrays of numbers in the shapes of their headers; images as they are."""
+    return {
+        name: array if name.endswith("images") else array.reshape(headers[name].shape) for name, array in arrays.items()
+    }
 
 
 def _sources(
@@ -314,8 +335,9 @@ def _sources(
 ) -> tuple[S, S | None]:
     """The training part, and that for evaluation, made by `source` from the name of its images, labels, and classes."""
     names = class_names_of(path, arrays)
+    checked = checked_targets if arrays["labels"].ndim > 1 else checked_labels
     train, *evaluation = (
-        source(images, checked_labels(path, labels, arrays[labels], len(names)), names)
+        source(images, checked(path, labels, arrays[labels], len(names)), names)
         for images, labels in PARTS
         if labels in arrays
     )
@@ -405,14 +427,17 @@ def member_array(archive: zipfile.ZipFile, member: str, header: Header) -> np.nd
     return array.view(header.dtype)
 
 
-def _check_headers(path: Path, headers: Mapping[str, Header]) -> None:
+def _check_headers(path: Path, headers: Mapping[str, Header], several: bool = False) -> None:
     def fail(name: str, what: str) -> NoReturn:
         raise UserError(f"{path}: {name} {what}")
 
     for images, labels in PARTS:
         if images in headers:
             _check_images(headers[images], partial(fail, images))
-            _check_labels(headers[labels], headers[images].shape[0], partial(fail, labels))
+            check = _check_label_sets if several else _check_labels
+            check(headers[labels], headers[images].shape[0], partial(fail, labels))
+            if several:
+                check_size(f"{path}: {labels}", *headers[labels].shape)
     names = headers.get("class_names")
     if names and (names.dtype.kind != "U" or not names.dtype.itemsize or len(names.shape) != 1):
         fail("class_names", f"is {names.dtype} of shape {list(names.shape)}; text of shape [classes] is needed")
@@ -435,19 +460,33 @@ def _check_labels(header: Header, images: int, fail: Callable[[str], NoReturn]) 
     if header.dtype.kind not in "iu":
         fail(f"is {header.dtype}; whole numbers are needed")
     if len(header.shape) != 1:
-        fail(f"has the shape {list(header.shape)}; [n] is needed")
+        more = "; where records carry several labels write data.labels=several" if len(header.shape) == 2 else ""
+        fail(f"has the shape {list(header.shape)}; [n] is needed{more}")
     if header.shape[0] != images:
         fail(f"has {header.shape[0]:,} values for {images:,} images")
 
 
+def _check_label_sets(header: Header, images: int, fail: Callable[[str], NoReturn]) -> None:
+    if header.dtype.kind not in "iub":
+        fail(f"is {header.dtype}; whole numbers, 0 or 1, or bool are needed")
+    if len(header.shape) != 2:
+        fail(f"has the shape {list(header.shape)}; [n, classes] is needed with data.labels=several")
+    if header.shape[1] < 2:
+        fail(f"has the shape {list(header.shape)}; two classes or more are needed: yes or no is data.labels=one")
+    if header.shape[0] != images:
+        fail(f"has {header.shape[0]:,} rows for {images:,} images")
+
+
 def class_names_of(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """Those of the array `class_names`; without it 0 to the largest of `labels`.
+    """Those of the array `class_names`; without it 0 to the largest of `labels`, or to the last of their columns.
 
     Raises:
       UserError: a name is empty or comes twice, or the largest label is not below the number of records.
     """
     if "class_names" not in arrays:
         labels = arrays["labels"]
+        if labels.ndim > 1:
+            return tuple(map(str, range(labels.shape[1])))
         record = int(labels.argmax())
         if int(labels[record]) >= len(labels):
             raise UserError(
@@ -472,3 +511,18 @@ def checked_labels(path: Path, name: str, labels: np.ndarray, classes: int) -> n
         label, record = int(labels[wrong[0]]), int(wrong[0])
         raise UserError(f"{path}: {name} has {label:,} at record {record:,}; the classes are 0 to {classes - 1:,}")
     return labels.astype(np.int32)
+
+
+def checked_targets(path: Path, name: str, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Labels of records that carry several, as [n, classes] uint8.
+
+    Raises:
+      UserError: there are not as many columns as classes, or a value is not 0 or 1.
+    """
+    if labels.shape[1] != classes:
+        raise UserError(f"{path}: {name} has {labels.shape[1]:,} columns for {classes:,} classes; one each is needed")
+    wrong = np.argwhere((labels != 0) & (labels != 1))
+    if len(wrong):
+        record, column = map(int, wrong[0])
+        raise UserError(f"{path}: {name} has {labels[record, column]:,} at record {record:,}, class {column:,}; 0 or 1")
+    return labels.astype(np.uint8)

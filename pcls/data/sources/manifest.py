@@ -1,4 +1,7 @@
-"""A list of images: CSV, TSV or Parquet with the columns `path` and `label`, and at choice `split` and `group`."""
+"""A list of images: CSV, TSV or Parquet with the columns `path` and `label`, and at choice `split` and `group`.
+
+Where records carry several labels, or none, `label` has their names; or each label has a column of its own.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from pcls.data.sources.folder import FileStore, shown
 from pcls.data.sources.paths import ENDS, PathColumn
 from pcls.data.sources.source import ImageSource, Store
 from pcls.data.sources.table import Table
+from pcls.data.sources.targets import ROWS_AT_ONCE, LabelSets, check_size, rarest_labels
 from pcls.errors import UserError
 
 # What a cell of `split` may say, and the part that it means. Validation goes before test, as in folders.
@@ -32,6 +36,8 @@ MAPPED_FROM = 8 << 20
 INDEX_VERSION = 1
 
 LABELS_AT_ONCE = 1 << 20
+# What else people part names by.
+SEPARATORS = ("|", ";", ",", "/", "+")
 DOT, SLASH = ord("."), ord("/")
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # Keeps k bytes of a little-endian word.
@@ -46,11 +52,13 @@ class Part:
       files: paths, relative or absolute, without `..`.
       labels: [n] int32.
       groups: [n] int32, or None.
+      targets: [n, classes] uint8, where records carry several labels; `labels` are then the rarest.
     """
 
     files: PathColumn
     labels: np.ndarray
     groups: np.ndarray | None
+    targets: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -71,13 +79,13 @@ class Manifest:
         """Both parts over the stores of their images."""
 
         def source(part: Part) -> ImageSource:
-            return ImageSource(store(part), self.class_names, part.labels, part.groups)
+            return ImageSource(store(part), self.class_names, part.labels, part.groups, part.targets)
 
         return source(self.train), None if self.evaluation is None else source(self.evaluation)
 
 
 def open_manifest(
-    path: Path, root: Path | None = None, cache: Path | None = None
+    path: Path, root: Path | None = None, cache: Path | None = None, sets: LabelSets | None = None
 ) -> tuple[ImageSource, ImageSource | None]:
     """Opens a manifest of image files.
 
@@ -85,6 +93,7 @@ def open_manifest(
       path: a .csv, .tsv or .parquet file.
       root: the folder where relative paths start, which they must not leave. None: that of the manifest.
       cache: where the columns of a long manifest are kept; None: `cache_folder()`.
+      sets: how records carry several labels, or none; None: each carries one.
 
     Returns:
       The rows to train on, and those of the split validation, or test where there is none.
@@ -95,7 +104,7 @@ def open_manifest(
     root = path.parent if root is None else root
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder; the images of {path} are looked for there")
-    manifest = read_manifest(path, str(path), cache or cache_folder())
+    manifest = read_manifest(path, str(path), cache or cache_folder(), sets=sets)
     return manifest.sources(lambda part: FileStore(root, part.files, part.labels))
 
 
@@ -125,7 +134,9 @@ def column_of(path: Path, column: str, names: Sequence[str]) -> list[str]:
     return [found[name] for name in names]
 
 
-def read_manifest(path: Path, title: str, cache: Path, *, absolute: bool = True) -> Manifest:
+def read_manifest(
+    path: Path, title: str, cache: Path, *, absolute: bool = True, sets: LabelSets | None = None
+) -> Manifest:
     """Reads and checks a manifest; a long one only once, until it is written anew.
 
     Args:
@@ -133,11 +144,12 @@ def read_manifest(path: Path, title: str, cache: Path, *, absolute: bool = True)
       title: what messages call it.
       cache: where the columns of a long one are kept.
       absolute: whether its paths may be absolute.
+      sets: how records carry several labels, or none; None: each carries one.
 
     Raises:
       UserError: the file, the row, and what is wrong with it.
     """
-    table = Table(path, title)
+    table = Table(path, title, sets=sets)
     status = table.status()
     if status.st_size < MAPPED_FROM:
         with tempfile.TemporaryDirectory(prefix="pcls-") as folder:
@@ -148,7 +160,8 @@ def read_manifest(path: Path, title: str, cache: Path, *, absolute: bool = True)
         folder.mkdir()
         _write_index(table, folder, absolute)
 
-    key = cache_key(INDEX_VERSION, path.resolve(), status.st_size, status.st_mtime_ns, absolute)
+    labelled = () if sets is None else (sets.separator, sets.columns)
+    key = cache_key(INDEX_VERSION, path.resolve(), status.st_size, status.st_mtime_ns, absolute, *labelled)
     index = kept(cache / "manifests" / key, fill)
     try:
         return _read_index(index, mapped=True)
@@ -161,19 +174,26 @@ def _read_index(folder: Path, *, mapped: bool) -> Manifest:
     evaluation = about["evaluation"]
     return Manifest(
         tuple(about["class_names"]),
-        _read_part(folder, "train", mapped=mapped),
-        _read_part(folder, evaluation, mapped=mapped) if evaluation else None,
+        _read_part(folder, "train", len(about["class_names"]), mapped=mapped),
+        _read_part(folder, evaluation, len(about["class_names"]), mapped=mapped) if evaluation else None,
     )
 
 
-def _read_part(folder: Path, split: str, *, mapped: bool) -> Part:
-    text, ends, labels, groups = (folder / f"{split}.{what}" for what in ("text", "ends", "labels", "groups"))
+def _read_part(folder: Path, split: str, classes: int, *, mapped: bool) -> Part:
+    text, ends, labels, groups, targets = (
+        folder / f"{split}.{what}" for what in ("text", "ends", "labels", "groups", "targets")
+    )
     files = PathColumn.map(text, ends) if mapped else PathColumn(np.fromfile(text, np.uint8), np.fromfile(ends, ENDS))
-    return Part(files, _int32(labels, mapped), _int32(groups, mapped) if groups.exists() else None)
+    return Part(
+        files,
+        _numbers(labels, np.int32, mapped),
+        _numbers(groups, np.int32, mapped) if groups.exists() else None,
+        _numbers(targets, np.uint8, mapped).reshape(-1, classes) if targets.exists() else None,
+    )
 
 
-def _int32(file: Path, mapped: bool) -> np.ndarray:
-    return np.memmap(file, np.int32, "r") if mapped else np.fromfile(file, np.int32)
+def _numbers(file: Path, kind: type[np.generic], mapped: bool) -> np.ndarray:
+    return np.memmap(file, kind, "r") if mapped else np.fromfile(file, kind)
 
 
 class _Codes:
@@ -234,7 +254,8 @@ def _write_index(table: Table, folder: Path, absolute: bool) -> None:
     _check_unique(table, np.frombuffer(hashes, np.uint64), absolute)
     del hashes
     counts = {split: dict(zip(labels.of, rows.counts.tolist(), strict=False)) for split, rows in parts.items()}
-    _finish(table, folder, list(labels.of), counts)
+    finish = _finish if table.sets is None else _finish_sets
+    finish(table, folder, list(labels.of), counts)
 
 
 def _one_ahead(batches: Iterator[tuple[int, pa.RecordBatch]]) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -282,10 +303,84 @@ def _finish(table: Table, folder: Path, texts: list[str], counts: Mapping[str, M
     final = np.array([number.get(text, -1) for text in texts], np.int32)
     for split in ("train", evaluation) if evaluation else ("train",):
         _renumber(folder / f"{split}.labels", final)
-    (folder / "about.json").write_text(json.dumps({"class_names": names, "evaluation": evaluation}))
+    _leave(folder, names, evaluation)
+
+
+def _leave(folder: Path, names: Sequence[str], evaluation: str | None) -> None:
+    (folder / "about.json").write_text(json.dumps({"class_names": list(names), "evaluation": evaluation}))
     for file in folder.iterdir():
         if file.stem not in ("about", "train", evaluation):
             file.unlink()
+
+
+def _finish_sets(table: Table, folder: Path, texts: list[str], counts: Mapping[str, Mapping[str, int]]) -> None:
+    """The same for records that carry several labels, or none; a text is then the names of all that one carries.
+
+    A class that no record carries, or none to train on, is not refused: of many labels some are rare.
+    """
+    sets = table.sets
+    assert sets is not None
+    if not any(counts["train"].values()):
+        raise UserError(f"{table.title}: no row is of the split train")
+    carried = [_names(table, text) for text in texts]
+    evaluation = next((split for split in EVALUATION_SPLITS if any(counts[split].values())), None)
+    parts = ("train", evaluation) if evaluation else ("train",)
+    if not sets.columns:
+        _check_separator(table, texts, sets.separator)
+    rows: dict[str, int] = defaultdict(int)
+    for split in parts:
+        for text, own in zip(texts, carried, strict=True):
+            for name in own:
+                rows[name] += counts[split].get(text, 0)
+    names = sets.columns or _ordered(table, {name: count for name, count in rows.items() if count})
+    if len(names) < 2:
+        raise UserError(f"{table.title}: fewer than two labels ({', '.join(names) or 'none'}); two or more are needed")
+    number = {name: label for label, name in enumerate(names)}
+    check_size(table.title, max(len(texts), sum(sum(counts[split].values()) for split in parts)), len(names))
+    table_of_sets = np.zeros((len(texts), len(names)), np.uint8)
+    for row, own in zip(table_of_sets, carried, strict=True):
+        row[[number[name] for name in own if name in number]] = 1
+    for split in parts:
+        _write_targets(folder, split, table_of_sets)
+    _leave(folder, names, evaluation)
+
+
+def _names(table: Table, text: str) -> tuple[str, ...]:
+    assert table.sets is not None
+    try:
+        return table.sets.names(text)
+    except ValueError as error:
+        table.fail(
+            _row_of_text(table, text), f"{error} between its separators {table.sets.separator!r}; write it, or none"
+        )
+
+
+def _check_separator(table: Table, texts: Sequence[str], separator: str) -> None:
+    """UserError where no record carries two labels: the names are probably parted by something else."""
+    if any(separator in text for text in texts):
+        return
+    other = next((other for other in SEPARATORS for text in texts if other in text), None)
+    if other:
+        text = next(text for text in texts if other in text)
+        raise UserError(
+            f"{table.title}: no label has the separator {separator!r}, and {text!r} has {other!r}; write "
+            f"data.label_separator={other!r}"
+        )
+    if all(text.strip() for text in texts):
+        raise UserError(
+            f"{table.title}: no label has the separator {separator!r}, so that each record carries one; write "
+            "data.label_separator as the file has it, or data.labels=one"
+        )
+
+
+def _write_targets(folder: Path, split: str, sets: np.ndarray) -> None:
+    """Writes which labels each record carries, and in place of the number of this set the rarest of them."""
+    labels = np.memmap(folder / f"{split}.labels", np.int32, "r+")
+    with (folder / f"{split}.targets").open("wb") as file:
+        for start in range(0, len(labels), ROWS_AT_ONCE):
+            file.write(sets[labels[start : start + ROWS_AT_ONCE]].data)
+    targets = np.memmap(folder / f"{split}.targets", np.uint8, "r").reshape(-1, sets.shape[1])
+    labels[:] = rarest_labels(targets)
 
 
 def _renumber(file: Path, final: np.ndarray) -> None:
@@ -314,11 +409,19 @@ def _ordered(table: Table, rows: Mapping[str, int]) -> list[str]:
 
 
 def _row_of_label(table: Table, label: str) -> int:
+    return _row_where(table, lambda text: label in (table.sets.names(text) if table.sets else (text,)))
+
+
+def _row_of_text(table: Table, text: str) -> int:
+    return _row_where(table, lambda other: other == text)
+
+
+def _row_where(table: Table, found: Callable[[str], bool]) -> int:
     for row, batch in table.batches():
-        values = list(map(str, batch["label"].to_pylist()))
-        if label in values:
-            return row + values.index(label)
-    raise ValueError(f"no row has the label {label!r}")
+        for index, text in enumerate(map(str, batch["label"].to_pylist())):
+            if found(text):
+                return row + index
+    raise ValueError("no row has such a label")
 
 
 def _packed(paths: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:

@@ -29,6 +29,7 @@ from pcls.data.sources.folder import (
     shown,
 )
 from pcls.data.sources.source import ImageSource, Stored, Unreadable
+from pcls.data.sources.targets import LabelSets
 from pcls.errors import UserError
 
 T = TypeVar("T")
@@ -132,12 +133,15 @@ def _link(files: Mapping[str, Path], folder: Path) -> None:
         link.symlink_to(file.resolve())
 
 
-def open_remote_manifest(url: str, cache: Path) -> tuple[ImageSource, ImageSource | None]:
+def open_remote_manifest(
+    url: str, cache: Path, sets: LabelSets | None = None
+) -> tuple[ImageSource, ImageSource | None]:
     """Opens a manifest by its URL; the paths in it start at its folder.
 
     Args:
       url: of a .csv, .tsv or .parquet file.
       cache: where the manifest and its images are kept.
+      sets: as `open_manifest` takes it.
 
     Raises:
       UserError: it cannot be fetched; or the row, and what is wrong with it.
@@ -145,7 +149,7 @@ def open_remote_manifest(url: str, cache: Path) -> tuple[ImageSource, ImageSourc
     # Here: the worker processes that read the images need no Arrow.
     from pcls.data.sources.manifest import read_manifest
 
-    manifest = read_manifest(local_file(url, cache), without_secrets(url), cache, absolute=False)
+    manifest = read_manifest(local_file(url, cache), without_secrets(url), cache, absolute=False, sets=sets)
     root = url.partition("?")[0].rpartition("/")[0]
     return manifest.sources(lambda part: RemoteFileStore(root, part.files, part.labels, cache))
 

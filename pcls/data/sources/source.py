@@ -10,6 +10,7 @@ import numpy as np
 
 from pcls.data.decode import DecodeError, decode, fit_pixels
 from pcls.data.preprocessing import Preprocessing, SequenceFeatures
+from pcls.data.sources.targets import positives, rarest_labels
 
 LABELS_AT_ONCE = 1024
 
@@ -39,7 +40,7 @@ class Records(NamedTuple):
     Attributes:
       images: [n, height, width, channels] uint8; of sequences [n, steps, features, 1] float32, zeros after the length.
         Zeros where a record could not be decoded.
-      labels: [n] int32.
+      labels: [n] int32; where records carry several [n, classes] uint8 of 0 and 1.
       decoded: [n] bool.
       lengths: [n] int32, the steps of each sequence that count; None: pictures.
     """
@@ -71,7 +72,14 @@ class Source(Store, Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """[n] int32, each in 0 to classes - 1. Some sources must read every record to know."""
+        """[n] int32, each in 0 to classes - 1. Some sources must read every record to know.
+
+        Where records carry several, one of them, by which records are split: `rarest_labels`.
+        """
+
+    @property
+    def targets(self) -> np.ndarray | None:
+        """[n, classes] uint8 of 0 and 1, the labels that each record carries, or none; None: each carries one."""
 
     @property
     def groups(self) -> np.ndarray | None:
@@ -114,6 +122,7 @@ class StoredSource:
     """What every source leaves to the store that its records lie in."""
 
     store: Store
+    targets: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.store)
@@ -135,6 +144,7 @@ class ImageSource(StoredSource):
       class_names: in label order.
       labels: [n] integers; None: they are read with the images.
       groups: [n] integers, or None.
+      targets: [n, classes] uint8 of 0 and 1, where records carry several labels; `labels` are then the rarest.
     """
 
     def __init__(
@@ -143,10 +153,12 @@ class ImageSource(StoredSource):
         class_names: tuple[str, ...],
         labels: np.ndarray | None = None,
         groups: np.ndarray | None = None,
+        targets: np.ndarray | None = None,
     ):
         self.store = store
         self.class_names = class_names
         self.groups = groups
+        self.targets = targets
         self._labels = labels
 
     @cached_property
@@ -172,7 +184,8 @@ class ImageSource(StoredSource):
             except DecodeError:
                 # Weight 0 downstream: counted and named there by `failure`, and limited.
                 images[index] = 0
-        return Records(images, np.asarray([label for _, label in stored], np.int32), decoded)
+        labels = np.asarray([label for _, label in stored], np.int32) if self.targets is None else self.targets[records]
+        return Records(images, labels, decoded)
 
     def failure(self, record: int, preprocessing: Preprocessing) -> str:
         """Decodes once more for the reason; rare, so that batches need not carry texts."""
@@ -213,11 +226,20 @@ class Subset:
         self.class_names = tuple(source.class_names[label] for label in kept)
         self._new_label = np.full(len(source.class_names), -1, np.int32)
         self._new_label[np.asarray(kept, np.int64)] = np.arange(len(self.class_names))
+        self._kept = np.asarray(kept, np.int64)
 
     @cached_property
     def labels(self) -> np.ndarray:
         """[n] int32, renumbered."""
+        if self.targets is not None:
+            return rarest_labels(self.targets)
         return self._new_label[self._source.labels[self._records]]
+
+    @cached_property
+    def targets(self) -> np.ndarray | None:
+        """[n, classes] uint8, of the classes kept; None: each record carries one label."""
+        whole = self._source.targets
+        return None if whole is None else whole[self._records[:, None], self._kept]
 
     @property
     def groups(self) -> np.ndarray | None:
@@ -250,7 +272,8 @@ class Subset:
     def __getitems__(self, records: Sequence[int]) -> list[Stored]:
         """The records as they are stored, by their number in the part."""
         stored = self._source.__getitems__(self._records[np.asarray(records)].tolist())
-        return [Stored(image, int(self._new_label[label])) for image, label in stored]
+        labels = self.labels[records] if self.targets is not None else [self._new_label[label] for _, label in stored]
+        return [Stored(image, int(label)) for (image, _), label in zip(stored, labels, strict=True)]
 
     def name(self, record: int) -> str:
         """The record's name in the whole."""
@@ -259,14 +282,21 @@ class Subset:
     def read(self, records: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None) -> Records:
         """Reads records by their number in the part."""
         read = self._source.read(self._records[records], preprocessing, draws)
-        return read._replace(labels=self._new_label[read.labels])
+        several = read.labels.ndim > 1
+        return read._replace(labels=read.labels[:, self._kept] if several else self._new_label[read.labels])
 
     def failure(self, record: int, preprocessing: Preprocessing) -> str:
         """Why a record could not be decoded."""
         return self._source.failure(int(self._records[record]), preprocessing)
 
 
+def label_counts(source: Source) -> np.ndarray:
+    """[classes] int64, the records that carry each label."""
+    if source.targets is not None:
+        return positives(source.targets)
+    return np.bincount(source.labels, minlength=len(source.class_names))
+
+
 def class_counts(source: Source) -> Mapping[str, int]:
     """Records of each class, in class order."""
-    counts = np.bincount(source.labels, minlength=len(source.class_names))
-    return dict(zip(source.class_names, map(int, counts), strict=True))
+    return dict(zip(source.class_names, map(int, label_counts(source)), strict=True))
