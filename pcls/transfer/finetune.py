@@ -99,8 +99,10 @@ def fine_tuning(data: str, model: str | Path, overrides: Overrides = (), *, reci
     length = max(MIN_STEPS, math.ceil(EPOCHS * records / resolved.train.batch_size))
     resolved = with_overrides(with_overrides(resolved, {"train.duration": f"{length} steps"}), overrides)
     steps = resolved.train.duration.steps(records / resolved.train.batch_size)
-    name, reason = choose(records, classes) if recipe == AUTO else (recipe, "as --recipe says")
-    resolved = with_overrides(resolved, RECIPES[name](_network(bundle, dataset, steps)) | _fifths(steps))
+    network, name, reason = _network(bundle, dataset, steps), recipe, "as --recipe says"
+    if recipe == AUTO:
+        name, reason = choose(records, classes, has_stages=network.has_stages)
+    resolved = with_overrides(resolved, RECIPES[name](network) | _fifths(steps))
     resolved = with_overrides(resolved, overrides)
     return FineTuning(resolved, name, reason, bundle, dataset)
 

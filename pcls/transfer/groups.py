@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 HEAD = "head"
+# A dense layer between the features and the head.
+HIDDEN = "dense/"
 # What carries a number, from the input to the output.
 NUMBERED = re.compile(r"^((?:stages|blocks|groups|recurrent/layers)/(\d+))/")
 # Layers between those and the head.

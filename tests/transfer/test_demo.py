@@ -41,7 +41,14 @@ def test_the_demo_trains_all_arms_on_the_same_images_and_writes_its_report(
         flat_recipe(RunFolder(f"runs/demo/digits_cnn-0-{arm}").recipe()) for arm in ("finetuned", "scratch")
     )
     differing = {key for key, value in finetuned.items() if scratch[key] != value}
-    assert differing == {"run.dir", "data.channels", "model.init", "transfer.head", "optimizer.lr_scale"}
+    assert differing == {
+        "run.dir",
+        "data.channels",
+        "model.init",
+        "transfer.head",
+        "transfer.skip",
+        "optimizer.lr_scale",
+    }
 
 
 def test_the_demo_leaves_a_used_folder_alone(tmp_path: Path) -> None:

@@ -35,9 +35,14 @@ def test_groups_go_from_the_input_to_the_head(model, groups):
     [(45, 5, "probe"), (50, 5, "gradual"), (FEW - 1, 5, "gradual"), (FEW, 5, "full"), (MANY, 1000, "scratch")],
 )
 def test_the_recipe_goes_by_the_number_of_images(images, classes, name):
-    chosen, reason = choose(images, classes)
+    chosen, reason = choose(images, classes, has_stages=True)
     assert chosen == name
     assert reason
+
+
+@pytest.mark.parametrize(("images", "name"), [(5, "full"), (5_000, "full"), (MANY, "scratch")])
+def test_small_networks_are_trained_as_a_whole(images, name):
+    assert choose(images, 5, has_stages=False)[0] == name
 
 
 def settings(name, model="resnet18", steps=100):
@@ -54,6 +59,17 @@ def test_gradual_sets_the_layers_free_from_the_top():
         {"match": "^stages/0/", "until": "33 steps"},
         {"match": "^(bn1|conv1)/", "until": "50 steps"},
     ]
+
+
+def test_what_is_drawn_anew_learns_from_the_start():
+    assert settings("gradual", "cnn28")["optimizer.freeze"] == [{"match": "^(conv1|conv2)/", "until": "50 steps"}]
+
+
+def test_a_hidden_layer_is_drawn_anew_with_the_head():
+    assert settings("full", "cnn28")["transfer.skip"] == ["^dense/"]
+    assert settings("full", "cnn28")["transfer.head"] == "new"
+    assert settings("full")["transfer.skip"] == []
+    assert settings("full")["transfer.head"] == "probe"
 
 
 def test_the_lower_the_slower():
