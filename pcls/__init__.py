@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pcls.config import Recipe
     from pcls.config.load import Overrides
     from pcls.deliver.predict import Classifier
+    from pcls.evaluation.label_sets import LabelEvaluation
     from pcls.evaluation.metrics import Evaluation
     from pcls.evaluation.paired import Comparison
     from pcls.planning.plan import RecipePlan
@@ -279,7 +280,7 @@ def sweep(
 
 def evaluate(
     run: str | Path | Run, *, data: str | Path = "", labels: str | Path = "", by: str = "", tta: str = ""
-) -> Evaluation:
+) -> Evaluation | LabelEvaluation:
     """Evaluates the newest checkpoint of a run on its held-out records; every one is counted, once.
 
     Args:
@@ -327,11 +328,26 @@ def compare(first: str | Path | Run, second: str | Path | Run) -> Comparison:
     return compare_runs(_path(first), _path(second))
 
 
-def report(run: str | Path | Run) -> Path:
-    """Writes the run's report, one HTML page, and returns its path."""
-    from pcls.run.report import report_run
+def report(run: str | Path | Run, *others: str | Path | Run, out: str | Path = "") -> Path:
+    """Writes a run's report, or one of several runs side by side: one HTML page that needs nothing else.
 
-    return report_run(_path(run))
+    Args:
+      run: a run or its folder.
+      others: more of them.
+      out: the file; empty: `report.html` in the run's folder, `comparison.html` in the first's of several.
+
+    Returns:
+      Its path.
+
+    Raises:
+      UserError: no run, or its data is gone.
+    """
+    from pcls.evaluation.report import write
+    from pcls.planning.limits import limits_of
+    from pcls.run.report import default_path, report_of
+
+    paths = [_path(one) for one in (run, *others)]
+    return write(report_of(paths, limits_of), Path(out) if out else default_path(paths))
 
 
 def plan(

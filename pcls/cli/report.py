@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,9 +11,24 @@ import typer
 import pcls
 
 
-def report(run: Annotated[str, typer.Argument(help="The run's folder.")]) -> None:
-    """Write a run's report, one HTML page that needs nothing else, and print its path.
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="The run's folder; several are compared.")],
+    out: Annotated[
+        str, typer.Option(help="The file; else report.html in the run's folder, comparison.html in the first's.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as one JSON object, printed or in --out.")] = False,
+) -> None:
+    """Write a run's report, one HTML page that needs nothing else, and print its path; of several runs, side by side.
 
-    Example: pcls report runs/first
+    Example: pcls report runs/first runs/second --out both.html
     """
-    typer.echo(pcls.report(run))
+    if not as_json:
+        typer.echo(pcls.report(*runs, out=out))
+        return
+
+    from pcls.evaluation.report import report_json, write_whole
+    from pcls.planning.limits import limits_of
+    from pcls.run.report import report_of
+
+    text = json.dumps(report_json(report_of(runs, limits_of)), ensure_ascii=False)
+    typer.echo(write_whole(text + "\n", Path(out)) if out else text)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-MAX_POINTS = 400  # A chart is about 450 pixels wide: more points than pixels cost bytes and show nothing.
+# A chart is about 450 pixels wide: more points than pixels cost bytes and show nothing. Runs that share one share them.
+MAX_POINTS, MIN_POINTS = 400, 100
 
 
 def percent(share: float, digits: int = 2) -> str:
@@ -29,8 +30,14 @@ def short(value: float) -> str:
     return f"{value / 1e3:.4g}k" if size >= 1e4 else f"{value:,.4g}"
 
 
+def finite(value: object) -> float | None:
+    """The value as a float; None for what is missing, no number, infinite, or so large that its sums would overflow."""
+    number = _number(value)
+    return number if math.isfinite(number) else None
+
+
 def _number(value: object) -> float:
-    """The value as a float; NaN for what is missing, no number, infinite, or so large that its sums would overflow."""
+    """As `finite`, with NaN for what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return math.nan
     return float(value) if -1e100 < value < 1e100 else math.nan
@@ -56,12 +63,24 @@ class Axis:
 
 @dataclass(frozen=True)
 class Curve:
-    """Values by step, all arrays [points] float64; NaN in `value` is a gap."""
+    """Values by step.
+
+    Attributes:
+      name: `train` or `eval`.
+      step, epoch, value: [points] float64; NaN in `value` is a gap.
+      run: its number and name, where several share a chart; None: there is one.
+    """
 
     name: str
     step: np.ndarray
     epoch: np.ndarray
     value: np.ndarray
+    run: tuple[int, str] | None = None
+
+    @property
+    def title(self) -> str:
+        """As a reader is told of it."""
+        return self.name if self.run is None else f"{self.run[1]}, {self.name}"
 
 
 @dataclass(frozen=True)
@@ -76,9 +95,19 @@ class Spot:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve as the page draws it: an SVG path, and what answers the pointer."""
+    """A curve as the page draws it: an SVG path, and what answers the pointer.
+
+    Attributes:
+      name: `train` or `eval`.
+      title: as a reader is told of it.
+      run: number of its run, where several share the chart; None: there is one.
+      path: of SVG.
+      spots: where it answers.
+    """
 
     name: str
+    title: str
+    run: int | None
     path: str
     spots: tuple[Spot, ...]
 
@@ -93,6 +122,11 @@ class Chart:
     lines: tuple[Line, ...]
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
+    x_label: str = "step"
+
+
+def _percent_tick(share: float) -> str:
+    return f"{100 * share:.4g}\u00a0%"
 
 
 @dataclass(frozen=True)
@@ -110,26 +144,74 @@ class _Kind:
 
 _CHARTS = (
     _Kind("Loss", "loss", "loss", may_log=True),
-    _Kind("Accuracy", "accuracy", "top1", percent, lambda share: f"{100 * share:.4g}\u00a0%", from_zero=False),
+    _Kind("Accuracy", "accuracy", "top1", percent, _percent_tick, from_zero=False),
     _Kind("Learning rate", "lr", text="{:.3g}".format),
 )
 # The view box, and the edges of the plot within it.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 458.0, 10.0, 212.0
 
 
-def charts(history: Sequence[Mapping[str, Any]], records: str = "images") -> list[Chart]:
-    """The charts for which `history` has rows; see `RunReport.history` and `RunReport.records`."""
-    train, evaluated = _rows(history, "train"), _rows(history, "eval")
-    speed = _Kind(f"{records.capitalize()} per second", "images_per_second", text="{:,.0f}".format)
+History = Sequence[Mapping[str, Any]]
+
+
+def charts(history: History) -> list[Chart]:
+    """The curves of learning for which `history` has rows; see `RunReport.history`."""
+    return [
+        _chart(kind, curves) for kind in _CHARTS if (curves := _curves(history, kind.train, kind.evaluated, run=None))
+    ]
+
+
+def speed_charts(history: History, records: str = "images") -> list[Chart]:
+    """The curves of speed; `records` is what was trained on."""
+    return [
+        _chart(kind, curves)
+        for kind in _speed_kinds(records)
+        if (curves := _curves(history, kind.train, kind.evaluated, run=None))
+    ]
+
+
+def overlaid(histories: Mapping[str, History], records: str = "images") -> list[Chart]:
+    """The same curves of several runs, by name, laid over each other."""
     drawn = []
-    for kind in (*_CHARTS, speed):
-        curves = [_curve("train", train, kind.train), _curve("eval", evaluated, kind.evaluated)]
-        if present := [curve for curve in curves if curve is not None]:
-            drawn.append(_chart(kind, present, _data_wait(train) if kind is speed else ()))
+    for kind in (*_CHARTS, *_speed_kinds(records)):
+        curves = [
+            curve
+            for number, (name, history) in enumerate(histories.items())
+            for curve in _curves(history, kind.train, kind.evaluated, run=(number, name))
+        ]
+        if curves:
+            drawn.append(_chart(kind, curves))
     return drawn
 
 
-def _rows(history: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+def rank_chart(title: str, counts: Mapping[str, np.ndarray]) -> Chart:
+    """Counts of classes in some order, as curves over their rank.
+
+    Args:
+      title: of the chart.
+      counts: of `train` and `eval`, [classes] each, in the same order.
+    """
+    ranks = np.arange(1, 1 + len(next(iter(counts.values()))), dtype=np.float64)
+    curves = [Curve(name, ranks, np.full(len(ranks), np.nan), own.astype(np.float64)) for name, own in counts.items()]
+    kind = _Kind(title, "", text="{:,.0f}".format, may_log=True)
+    return _chart(kind, curves, x_label="class, the largest first")
+
+
+def _speed_kinds(records: str) -> tuple[_Kind, ...]:
+    return (
+        _Kind(f"{records.capitalize()} per second", "images_per_second", text="{:,.0f}".format),
+        _Kind("Waiting for data", "data_wait", text=percent, tick=_percent_tick),
+        _Kind("MFU", "mfu", text=percent, tick=_percent_tick),
+    )
+
+
+def _curves(history: History, train: str, evaluated: str, run: tuple[int, str] | None) -> list[Curve]:
+    """Of a key of the training rows and one of the evaluations, those that are there."""
+    found = (_curve("train", _rows(history, "train"), train), _curve("eval", _rows(history, "eval"), evaluated))
+    return [replace(curve, run=run) for curve in found if curve is not None]
+
+
+def _rows(history: History, kind: str) -> list[Mapping[str, Any]]:
     """Rows of a kind in order of step. A resumed run repeats the steps since its checkpoint: the later row holds."""
     by_step = {_number(row.get("step")): row for row in history if row.get("kind") == kind}
     return [by_step[step] for step in sorted(step for step in by_step if math.isfinite(step))]
@@ -143,11 +225,6 @@ def _curve(name: str, rows: Sequence[Mapping[str, Any]], key: str) -> Curve | No
     return Curve(name, step, epoch, value)
 
 
-def _data_wait(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    waits = [wait for row in rows if math.isfinite(wait := _number(row.get("data_wait")))]
-    return (f"Waiting for data took {percent(float(np.mean(waits)), 1)} of the time on average.",) if waits else ()
-
-
 def thin(curve: Curve, limit: int = MAX_POINTS) -> Curve:
     """At most `limit` points: the first and the last as they are, between them the means of equal shares.
 
@@ -158,7 +235,8 @@ def thin(curve: Curve, limit: int = MAX_POINTS) -> Curve:
         return curve
     # limit - 2 shares of the inner points, and each end as a share of its own.
     starts = np.concatenate([[0], np.linspace(1, n - 1, limit - 1).astype(np.int64)])
-    return Curve(curve.name, *(_share_means(a, starts) for a in (curve.step, curve.epoch, curve.value)))
+    step, epoch, value = (_share_means(values, starts) for values in (curve.step, curve.epoch, curve.value))
+    return replace(curve, step=step, epoch=epoch, value=value)
 
 
 def _share_means(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -169,35 +247,40 @@ def _share_means(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def _chart(kind: _Kind, curves: Sequence[Curve], notes: tuple[str, ...]) -> Chart:
-    notes += tuple(note for curve in curves if (note := _gap_note(curve)))
-    drawn = [curve for curve in map(thin, curves) if np.isfinite(curve.value).any()]
+def _chart(kind: _Kind, curves: Sequence[Curve], x_label: str = "step") -> Chart:
+    notes = tuple(note for curve in curves if (note := _gap_note(curve)))
+    runs = 1 + max((curve.run[0] for curve in curves if curve.run), default=0)
+    limit = max(MIN_POINTS, MAX_POINTS // runs)
+    drawn = [curve for curve in (thin(curve, limit) for curve in curves) if np.isfinite(curve.value).any()]
     if not drawn:
-        return Chart(kind.title, "", notes, (), (), ())
+        return Chart(kind.title, "", notes, (), (), (), x_label)
     steps = np.concatenate([curve.step for curve in drawn])
     values = np.concatenate([curve.value[np.isfinite(curve.value)] for curve in drawn])
     x_axis = step_axis(float(steps.min()), float(steps.max()))
     y_axis = value_axis(float(values.min()), float(values.max()), from_zero=kind.from_zero, may_log=kind.may_log)
     return Chart(
         title=kind.title + (", logarithmic" if y_axis.log else ""),
-        summary=f"{kind.title} over steps. " + " ".join(_in_words(curve, kind) for curve in drawn),
+        summary=f"{kind.title} by {x_label}. " + " ".join(_in_words(curve, kind, x_label) for curve in drawn),
         notes=notes,
-        lines=tuple(_line(curve, kind, x_axis, y_axis) for curve in drawn),
+        lines=tuple(_line(curve, kind, x_axis, y_axis, x_label) for curve in drawn),
         x_ticks=tuple(zip(_xs(x_axis, x_axis.ticks), map(short, x_axis.ticks), strict=True)),
         y_ticks=tuple(zip(_ys(y_axis, y_axis.ticks), map(kind.tick, y_axis.ticks), strict=True)),
+        x_label=x_label,
     )
 
 
 def _gap_note(curve: Curve) -> str:
     gaps, rows = int((~np.isfinite(curve.value)).sum()), len(curve.value)
-    return f"{gaps:,} of {rows:,} {curve.name} rows hold no finite value." if gaps else ""
+    return f"{gaps:,} of {rows:,} {curve.title} rows hold no finite value." if gaps else ""
 
 
-def _in_words(curve: Curve, kind: _Kind) -> str:
+def _in_words(curve: Curve, kind: _Kind, x_label: str) -> str:
     """The curve for who cannot see it: where it starts and where it ends."""
     first, last = np.flatnonzero(np.isfinite(curve.value))[[0, -1]]
-    start, end = (f"{kind.text(curve.value[i])} at step {curve.step[i]:,.0f}" for i in (first, last))
-    return f"{curve.name.capitalize()}: {start}, {end}."
+    place = x_label.partition(",")[0]
+    start, end = (f"{kind.text(curve.value[i])} at {place} {curve.step[i]:,.0f}" for i in (first, last))
+    title = curve.title
+    return f"{title[:1].upper()}{title[1:]}: {start}, {end}."
 
 
 def _xs(axis: Axis, values: Iterable[float]) -> list[float]:
@@ -242,18 +325,22 @@ def _multiples(unit: float, first: int, last: int) -> tuple[float, ...]:
     return tuple(unit * i for i in range(first, last + 1))
 
 
-def _line(curve: Curve, kind: _Kind, x_axis: Axis, y_axis: Axis) -> Line:
+def _line(curve: Curve, kind: _Kind, x_axis: Axis, y_axis: Axis, x_label: str) -> Line:
     xs, ys = _xs(x_axis, curve.step), _ys(y_axis, curve.value)
-    titles = [_spot_title(curve, kind, i) for i in range(len(xs))]
-    # Evaluations are few and shown as markers; training points are many, so each gets the band around it.
-    places = [(x, 0.0) for x in xs] if curve.name == "eval" else _bands(xs)
+    titles = [_spot_title(curve, kind, i, x_label) for i in range(len(xs))]
+    # Evaluations are few and shown as markers; training points are many, so each gets the band around it. Bands of
+    # several runs would lie over each other: their points answer as the markers do.
+    banded = curve.name != "eval" and curve.run is None
+    places = _bands(xs) if banded else [(x, 0.0) for x in xs]
     spots = (Spot(x, y, w, title) for (x, w), y, title in zip(places, ys, titles, strict=True) if math.isfinite(y))
-    return Line(curve.name, _path(xs, ys), tuple(spots))
+    run = None if curve.run is None else curve.run[0]
+    return Line(curve.name, curve.title, run, _path(xs, ys), tuple(spots))
 
 
-def _spot_title(curve: Curve, kind: _Kind, i: int) -> str:
+def _spot_title(curve: Curve, kind: _Kind, i: int, x_label: str) -> str:
     epoch = f", epoch {curve.epoch[i]:.2f}" if math.isfinite(curve.epoch[i]) else ""
-    return f"{curve.name} {kind.text(curve.value[i])}\nstep {curve.step[i]:,.0f}{epoch}"
+    place = x_label.partition(",")[0]
+    return f"{curve.title} {kind.text(curve.value[i])}\n{place} {curve.step[i]:,.0f}{epoch}"
 
 
 def _bands(xs: Sequence[float]) -> list[tuple[float, float]]:

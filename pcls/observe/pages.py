@@ -10,9 +10,16 @@ import jinja2
 
 @functools.cache
 def page_template(package: str, name: str) -> jinja2.Template:
-    """The template `name` among the files of `package`; what it is given is escaped, and what it lacks is an error."""
-    source = resources.files(package).joinpath(name).read_text(encoding="utf-8")
+    """The template `name` among the files of `package`; what it is given is escaped, and what it lacks is an error.
+
+    It may include other files of the package.
+    """
+    files = resources.files(package)
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(lambda file: files.joinpath(file).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(source)
+    return environment.get_template(name)

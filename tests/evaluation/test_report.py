@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import math
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,22 +18,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pcls.evaluation.charts import MAX_POINTS, Curve, charts, percent, short, thin, value_axis
-from pcls.evaluation.metrics import Evaluation
-from pcls.evaluation.report import (
-    MAX_MISTAKES,
-    Mistake,
-    RunReport,
-    Table,
-    confused_pairs,
-    heat_map,
-    most_confident,
-    render,
-    shades,
-    weakest_first,
-    wilson,
-    write,
+from pcls.evaluation.charts import (
+    MAX_POINTS,
+    Curve,
+    charts,
+    overlaid,
+    percent,
+    rank_chart,
+    short,
+    speed_charts,
+    thin,
+    value_axis,
 )
+from pcls.evaluation.metrics import Evaluation
+from pcls.evaluation.quality import Scores, quality
+from pcls.evaluation.report import RunReport, RunsReport, Table, render, report_json, write
+from pcls.evaluation.sections import confusion
+from pcls.evaluation.sections.audit import Audit
+from pcls.evaluation.sections.calibrated import BeforeAfter, diagram
+from pcls.evaluation.sections.confusion import confused_pairs, confusion_order, heat_map, shades
+from pcls.evaluation.sections.numbers import balanced_interval, weakest_first
+from pcls.evaluation.sections.records import MAX_LOSSES, MAX_SUSPECTS, Evidence, Explained, Mistake, bars, top_losses
+from pcls.evaluation.sections.speed import speed
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
@@ -143,6 +152,8 @@ def test_the_numbers_on_the_page_are_those_of_the_evaluation() -> None:
     names = ("top1", "top5", "balanced", "macro_f1", "loss", "n", "undecodable")
     assert exact == [measured.summary()[name] for name in names]
     assert page.texts["data"] == ["90.00\u00a0%", "96.88\u00a0%", "89.87\u00a0%", "89.74\u00a0%", "0.4375", "100", "3"]
+    # R: binom::binom.wilson(90, 100) gives 0.8256 to 0.9448.
+    assert page.texts["small"][0] == "95\u00a0%: 82.6–94.5\u00a0%"
 
 
 def test_each_count_of_the_confusion_matrix_is_in_its_cell() -> None:
@@ -163,17 +174,50 @@ def test_many_classes_get_a_picture_and_the_pairs_but_no_figures() -> None:
     assert len(re.findall(r'<td class="words">class \d+</td><td class="words">class \d+</td>', html)) == 20
 
 
-def test_the_heat_map_groups_classes_and_paints_hits_blue_and_errors_orange() -> None:
-    counts = np.eye(1000, dtype=np.int64) * 10
-    counts[0, 999] = 10
+def picture_of(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGBA"))
+
+
+def test_the_heat_map_paints_hits_blue_and_errors_orange_and_carries_the_counts() -> None:
+    counts = np.eye(40, dtype=np.int64) * 10
+    counts[3, 30] = 10
     heat = heat_map(evaluation(counts))
-    picture = Image.open(io.BytesIO(base64.b64decode(heat.image.partition(",")[2])))
-    assert (picture.size, heat.group) == ((250, 250), 4)
-    pixels = np.asarray(picture)
-    assert pixels[9, 9].tolist() == [0, 114, 178, 255]
-    assert pixels[0, 249, :3].tolist() == [213, 94, 0]
-    assert pixels[0, 249, 3] > 100
-    assert pixels[5, 9, 3] == 0
+    pixels, names = picture_of(heat.image), json.loads(heat.names)
+    assert (pixels.shape, heat.group, heat.left_out) == ((40, 40, 4), 1, 0)
+    row, column = names.index("class 3"), names.index("class 30")
+    # What is mistaken for each other stands side by side.
+    assert abs(row - column) == 1
+    assert pixels[0, 0].tolist() == [0, 114, 178, 255]
+    assert pixels[row, column, :3].tolist() == [213, 94, 0]
+    assert pixels[row, column, 3] > 100
+    assert (pixels[..., 3] > 0).sum() == 41
+    cells = json.loads(heat.cells)
+    assert dict(zip(cells[row][::2], cells[row][1::2], strict=True)) == {row: 10, column: 10}
+    assert json.loads(heat.supports)[row] == 20
+
+
+def test_a_heat_map_of_very_many_classes_groups_them_and_keeps_the_largest_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, most in (("MAX_HEAT", 50), ("MAX_ORDERED", 100), ("MAX_CELLS", 300)):
+        monkeypatch.setattr(confusion, name, most)
+    counts = np.ones((101, 101), np.int64)
+    counts[7, 8] = 1000
+    heat = heat_map(evaluation(counts))
+    # The last dot stands for two classes, and for one that there is not.
+    assert (picture_of(heat.image).shape, heat.group, heat.dots, heat.ordered) == ((34, 34, 4), 3, 102, False)
+    assert heat.left_out == 101**2 - 300
+    assert "8,1000" in heat.cells
+
+
+def test_classes_that_are_confused_are_brought_together() -> None:
+    group = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 5))
+    counts = np.where(group[:, None] == group, 4, 0) + np.eye(50, dtype=np.int64) * 30
+    order = confusion_order(counts)
+    assert sorted(order) == list(range(50))
+    assert (np.diff(group[order]) != 0).sum() == 9
+    assert confusion_order(np.eye(2, dtype=np.int64)).tolist() == [0, 1]
+    assert sorted(confusion_order(np.zeros((5, 5), np.int64))) == list(range(5))
 
 
 def test_confused_pairs_are_ordered_by_count_and_leave_out_hits_and_zeros() -> None:
@@ -200,7 +244,7 @@ def test_an_empty_evaluation_renders() -> None:
 
 
 def test_sections_without_content_are_left_out() -> None:
-    html = render(report(mistakes=[mistake()], facts={"Data": {}}))
+    html = render(report(mistakes=[mistake()], suspects=[mistake()], facts={"Data": {}}))
     assert Page(html).named("section") == []
     html = render(report(history=train_rows([1.0]), facts={"Data": {"source": "digits"}}))
     assert [tag["id"] for tag in Page(html).named("section")] == ["curves", "facts"]
@@ -282,12 +326,13 @@ def test_train_and_eval_share_a_chart_and_their_axes() -> None:
     assert train.spots[0].y == evaluated.spots[0].y == {text: y for y, text in loss.y_ticks}["2"]
     assert evaluated.spots[0].title == "eval 2\nstep 2, epoch 0.20"
     assert (accuracy.title, [line.name for line in accuracy.lines]) == ("Accuracy", ["eval"])
-    assert loss.summary == "Loss over steps. Train: 2 at step 0, 0.5 at step 2. Eval: 2 at step 2, 2 at step 2."
+    assert loss.summary == "Loss by step. Train: 2 at step 0, 0.5 at step 2. Eval: 2 at step 2, 2 at step 2."
 
 
 def test_the_rate_is_one_of_what_was_trained_on() -> None:
     history = [{"kind": "train", "step": step, "images_per_second": 90.0} for step in range(3)]
-    assert [chart.title for chart in charts(history)] == ["Images per second"]
+    assert charts(history) == []
+    assert [chart.title for chart in speed_charts(history)] == ["Images per second"]
     assert "Sequences per second" in render(report(history=history, records="sequences"))
 
 
@@ -316,24 +361,19 @@ def test_numbers_are_written_short() -> None:
     assert (percent(0.5), percent(math.nan)) == ("50.00\u00a0%", "–")
 
 
-def test_the_interval_is_wilsons() -> None:
-    # R: binom::binom.wilson(90, 100) gives 0.8256 to 0.9448.
-    assert wilson(0.9, 100) == pytest.approx((0.8256, 0.9448), abs=1e-4)
-    assert wilson(1.0, 10)[1] == 1
-
-
 def test_every_error_can_be_seen_and_no_cell_drowns_its_text() -> None:
     share = np.array([0.0, 1e-6, 1.0])
     assert shades(share, np.array([False] * 3)).tolist() == [0, 0.14, 0.75]
     assert shades(share, np.array([True] * 3)).tolist() == [0, 6e-7, 0.6]
 
 
-def test_the_surest_mistakes_come_first_and_unknown_probabilities_last() -> None:
-    sure = [0.2, math.nan, 0.9, 0.5]
-    shown = most_confident([mistake(record=str(i), probability=p) for i, p in enumerate(sure)])
-    assert [m.record for m in shown] == ["2", "3", "0", "1"]
-    html = render(report(evaluation=evaluation([[1, 1], [1, 1]]), mistakes=[mistake()] * (MAX_MISTAKES + 5)))
-    assert len(Page(html).named("img")) == MAX_MISTAKES
+def test_the_largest_losses_come_first_and_unknown_ones_last() -> None:
+    label = [0.2, math.nan, 0.001, 0.001]
+    sure = [0.8, 0.9, 0.5, 0.9]
+    numbered = [mistake(record=str(i), label_probability=label[i], probability=sure[i]) for i in range(4)]
+    assert [one.record for one in top_losses(numbered)] == ["3", "2", "0", "1"]
+    html = render(report(evaluation=evaluation([[1, 1], [1, 1]]), mistakes=[mistake()] * (MAX_LOSSES + 5)))
+    assert len(Page(html).named("img")) == MAX_LOSSES
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -372,16 +412,192 @@ def test_a_thousand_classes_and_a_long_history_stay_below_five_megabytes() -> No
     names = tuple(f"n{i:08d} a synset name of usual length, and a synonym" for i in range(1000))
     measured = evaluation(rng.integers(0, 9, (1000, 1000)), names)
     # Noise is what PNG compresses worst.
-    noise = [mistake(thumbnail=rng.integers(0, 256, (160, 160, 3), dtype=np.uint8)) for _ in range(MAX_MISTAKES)]
+    noise = [mistake(thumbnail=rng.integers(0, 256, (160, 160, 3), dtype=np.uint8)) for _ in range(MAX_LOSSES)]
+    picture = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    explained = [Explained(own, (Evidence(0, picture), Evidence(1, picture))) for own in noise[:8]]
     keys = ("loss", "accuracy", "images_per_second", "lr")
     history = [
         {"kind": kind, "step": step, "epoch": step / 7} | dict.fromkeys((*keys, "top1"), 1 / (step + 1))
         for step in range(20_000)
         for kind in ("train", "eval")
     ]
-    html = render(report(evaluation=measured, mistakes=noise, history=history))
+    measured = replace(measured, train_counts=tuple(range(1000)))
+    audit = Audit(names, tuple(range(1000)), tuple(range(1000)), 0, 5, ("odd",))
+    html = render(
+        report(
+            evaluation=measured,
+            mistakes=noise,
+            history=history,
+            suspects=(noise * 2)[:MAX_SUSPECTS],
+            explained=explained,
+            audit=audit,
+        )
+    )
     assert len(html.encode()) < 5_000_000
     assert html.count('<tr><td class="number">') == 1000
+
+
+def test_the_only_script_is_the_one_that_the_policy_names_by_its_digest() -> None:
+    few = render(report(evaluation=evaluation([[3, 1], [2, 4]])))
+    assert "<script" not in few
+    assert "script-src" not in few
+    many = render(report(title=HOSTILE, evaluation=evaluation(np.eye(40, dtype=np.int64), (HOSTILE,) * 40)))
+    (script,) = re.findall(r"<script>(.*?)</script>", many, flags=re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in Page(many).named("meta")[1]["content"]
+    assert len(Page(many).named("script")) == 1
+    assert json.loads(Page(many).named("figure")[0]["data-names"]) == [HOSTILE] * 40
+
+
+def test_runs_are_laid_over_each_other_with_a_legend() -> None:
+    one = [*train_rows([2.0, 1.0, 0.5]), {"kind": "eval", "step": 2, "epoch": 0.2, "loss": 0.25, "top1": 0.5}]
+    histories = {HOSTILE: one, "b": train_rows([4.0, 3.0])}
+    loss, accuracy = overlaid(histories)
+    assert [(line.title, line.run) for line in loss.lines] == [
+        (f"{HOSTILE}, train", 0),
+        (f"{HOSTILE}, eval", 0),
+        ("b, train", 1),
+    ]
+    assert loss.y_ticks[-1][1] == "4"
+    assert [spot.title for spot in accuracy.lines[0].spots] == [f"{HOSTILE}, eval 50.00\u00a0%\nstep 2, epoch 0.20"]
+    html = render(RunsReport("two", "", histories, [Table("Numbers", ("run",), ((HOSTILE,),))]))
+    assert [tag["id"] for tag in Page(html).named("section") if "id" in tag] == ["curves"]
+    assert 'class="line train run-1"' in html
+    assert Page(html).named("script") == []
+
+
+def test_many_runs_share_the_points_of_a_chart() -> None:
+    history = train_rows([1.0 + i % 7 for i in range(3000)])
+    (chart,) = overlaid({str(number): history for number in range(8)})
+    assert [len(line.spots) for line in chart.lines] == [100] * 8
+
+
+def test_the_balanced_accuracy_has_an_interval_as_wide_as_its_draws() -> None:
+    low, high = balanced_interval(np.array([[90, 10], [20, 80]]))
+    # The deviation of the mean of two independent shares.
+    deviation = math.sqrt(0.9 * 0.1 / 100 + 0.8 * 0.2 / 100) / 2
+    assert (low, high) == pytest.approx((0.85 - 1.96 * deviation, 0.85 + 1.96 * deviation), abs=0.006)
+    # All right is not sure to be right.
+    assert balanced_interval(np.diag([10, 10]))[0] < 0.98
+    assert balanced_interval(np.zeros((2, 2), np.int64)) == (0, 1)
+
+
+def a_quality(sure: float) -> Any:
+    n = 100
+    correct = np.arange(n) % 5 > 0
+    return quality(Scores(np.full(n, 0.5), np.full(n, 0.2), np.full(n, sure), correct))
+
+
+def test_a_reliability_diagram_has_each_bin_at_its_confidence_and_accuracy() -> None:
+    drawn = diagram("Before", a_quality(0.95))
+    (bar,) = drawn.bars
+    assert bar.title == "confidence 0.93 to 1.00, 95.0\u00a0% on average: 100 records, 80.0\u00a0% right"
+    # Eight down to 208 is the whole: 80 % is 160 high, and 95 % lies 30 above it.
+    assert (bar.height, bar.y, bar.ideal) == (160.0, 48.0, 18.0)
+    assert drawn.summary == "Before: accuracy by confidence. ECE 0.1500."
+
+
+def test_calibration_shows_before_and_after_where_it_was_measured() -> None:
+    measured = replace(evaluation([[40, 10], [10, 40]]), quality=a_quality(0.9))
+    plain = Page(render(report(evaluation=measured)))
+    assert [tag["aria-label"] for tag in plain.named("svg") if "reliability" in tag.get("class", "")] == [
+        "All records: accuracy by confidence. ECE 0.1000."
+    ]
+    fit = BeforeAfter("Calibration: temperature 1.5", a_quality(0.95), a_quality(0.8), 50)
+    html = render(report(evaluation=replace(measured, calibration="temperature 1.5"), fit=fit))
+    labels = [tag["aria-label"] for tag in Page(html).named("svg") if "reliability" in tag.get("class", "")]
+    assert labels == ["Before: accuracy by confidence. ECE 0.1500.", "After: accuracy by confidence. ECE 0.0000."]
+    assert "50 held-out records that it was not fitted to" in html
+    assert "All records, calibrated" in html
+
+
+def test_the_audit_shows_each_class_or_for_many_the_curve_and_the_ends() -> None:
+    few = render(report(audit=Audit(("a", "b"), (300, 10), (30, 5), 2, 7, (HOSTILE,))))
+    assert "2: 1 with more than 100 records, 0 with 20 to 100, 1 with fewer" in few
+    assert "<dt>largest class / smallest</dt><dd>30.0</dd>" in few
+    assert "<dt>names in quarantine</dt><dd>7</dd>" in few
+    assert few.count("--share:") == 4
+    assert HOSTILE not in few
+    names = tuple(f"class {i}" for i in range(40))
+    many = render(report(audit=Audit(names, tuple(range(40)), (3,) * 40)))
+    assert "Smallest</dt><dd>class 0 (0), class 1 (1)" in many
+    assert "Records of each class by class, the largest first. Train: 39 at class 1, 0 at class 40." in many
+    unknown = render(report(audit=Audit(("a", "b"), (), (30, 5))))
+    assert "Training records" not in unknown
+
+
+def test_a_rank_chart_has_the_ranks_below_and_no_epochs() -> None:
+    chart = rank_chart("Records", {"train": np.array([9, 4, 1])})
+    assert chart.x_label == "class, the largest first"
+    assert chart.lines[0].spots[0].title == "train 9\nclass 1"
+
+
+def test_the_time_of_all_starts_of_a_run_is_added_up() -> None:
+    def row(step: int, seconds: float, compiled: float) -> dict[str, Any]:
+        return {"kind": "goodput", "step": step, "seconds": seconds, "goodput": 0.5, "lost_to_compile": compiled}
+
+    # Two rows of the first process, one of the second.
+    found = speed([row(10, 5.0, 2.0), row(20, 9.0, 2.0), row(30, 4.0, 1.0)])
+    assert found is not None
+    assert (found.seconds, found.processes) == (13.0, 2)
+    assert {part.name: part.seconds for part in found.parts if part.seconds} == {"training": 10.0, "compiling": 3.0}
+    assert sum(part.share for part in found.parts) == pytest.approx(1)
+    assert "in 2 starts" in render(report(history=[row(10, 5.0, 2.0), row(30, 4.0, 1.0)]))
+    assert speed([{"kind": "eval", "step": 1, "loss": 1.0}]) is None
+
+
+def test_the_speed_is_a_median_that_a_stall_does_not_move() -> None:
+    rates = [100.0, 101.0, None, math.nan, 99.0, 1.0, 100.0]
+    history = [{"kind": "train", "step": i, "images_per_second": rate} for i, rate in enumerate(rates)]
+    found = speed(history)
+    assert found is not None
+    assert (found.rate, found.parts, found.mfu) == (100.0, (), None)
+
+
+def test_bars_along_time_sum_neighbours_and_keep_their_sign() -> None:
+    assert bars((1.0, -2.0), 4.0) == [(0.0, 0.5, 0.25), (0.5, 0.5, -0.5)]
+    many = bars(tuple([1.0] * 1120), 1.0)
+    assert (len(many), many[0]) == (112, (0.0, 0.0089, 1.0))
+    assert bars((), 1.0) == []
+    assert bars((0.0,), 0.0) == [(0.0, 1.0, 0.0)]
+
+
+def test_an_explanation_shows_its_bars_or_its_picture_for_each_class() -> None:
+    drawn = Explained(mistake(), (Evidence(1, steps=(0.5, -1.0)), Evidence(0, steps=(0.0, 0.25))), "down")
+    painted = Explained(mistake(), (Evidence(1, np.zeros((8, 8, 3), np.uint8)),))
+    html = render(
+        report(
+            evaluation=evaluation([[1, 1], [1, 1]], ("cat", "dog")), explained=[drawn, painted], method="By gradients."
+        )
+    )
+    labels = [tag["aria-label"] for tag in Page(html).named("svg") if tag.get("class") == "strip"]
+    assert labels == ["Relevance of each step for dog", "Relevance of each step for cat"]
+    assert "What speaks for dog" in html
+    assert "By gradients." in html
+
+
+def test_the_json_says_what_the_page_says_and_holds_no_picture() -> None:
+    suspect = mistake(record="cat/7.jpg", label_probability=0.25)
+    whole = report_json(
+        report(
+            evaluation=evaluation([[90, 2, 0], [5, 1, 2], [0, 0, 7]], ("a", "b", "c")),
+            mistakes=[suspect],
+            suspects=[suspect],
+            suspects_found=1,
+            history=train_rows([1.0]),
+            explained=[Explained(suspect, (Evidence(1, steps=(1.0,)),))],
+            plan=Table("Plan", ("", "plan"), (("steps", "5"),)),
+            audit=Audit(("a",), (1,), (2,)),
+        )
+    )
+    assert json.loads(json.dumps(whole)) == json.loads(json.dumps(whole, allow_nan=False))
+    assert whole["confused_pairs"][0] == {"label": "b", "predicted": "a", "count": 5, "share": "62.5\u00a0%"}
+    assert whole["top_losses"] == whole["labels_to_check"]["shown"]
+    assert whole["top_losses"][0]["label_probability"] == 0.25
+    assert whole["explanations"]["records"][0]["evidence"] == [{"of": "b", "steps": [1.0]}]
+    assert whole["plan"] == [{"": "steps", "plan": "5"}]
+    runs = report_json(RunsReport("t", "", {"a": train_rows([1.0])}, []))
+    assert runs["histories"]["a"][0]["loss"] == 1.0
 
 
 def test_write_returns_its_path_makes_the_folder_and_leaves_nothing_else(tmp_path: Path) -> None:

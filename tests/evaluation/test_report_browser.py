@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 
 from pcls.evaluation.metrics import Evaluation
-from pcls.evaluation.report import Mistake, RunReport, Table, write
+from pcls.evaluation.quality import Scores, quality
+from pcls.evaluation.report import RunReport, RunsReport, Table, write
+from pcls.evaluation.sections.audit import Audit
+from pcls.evaluation.sections.calibrated import BeforeAfter
+from pcls.evaluation.sections.records import Evidence, Explained, Mistake
 
 pytestmark = pytest.mark.browser
 
@@ -30,23 +34,46 @@ def a_report(classes: int) -> RunReport:
         history.append({"kind": "train", "step": step, "epoch": step / 300, "loss": loss} | rates)
         if step % 300 == 0:
             history.append({"kind": "eval", "step": step, "epoch": step / 300, "loss": 1.5, "top1": step / 3000})
+    lost = {f"lost_to_{cause}": 1.5 for cause in ("compile", "idle", "data", "checkpoint", "evaluation")}
+    history.append({"kind": "goodput", "step": 2999, "seconds": 30.0, "goodput": 0.75} | lost)
+    sure = rng.uniform(0.3, 1.0, 500)
+    measured = quality(Scores(-np.log(sure), 1 - sure, sure, rng.uniform(0, 1, 500) < sure**2))
+    assert measured is not None
+    pictures = [rng.integers(0, 256, (28, 28, channels), dtype=np.uint8) for channels in (1, 3)]
+    shown = [Mistake(picture, LONG, 0, 1, 0.9, 0.05) for picture in pictures]
+    evidence = (Evidence(1, steps=tuple(rng.normal(size=28))), Evidence(0, pictures[1]))
+    counts = tuple(rng.integers(5, 200, classes).tolist())
     return RunReport(
         title=f"run with {classes} classes",
         subtitle=LONG,
-        evaluation=Evaluation(n, 1, 0.5, float(np.trace(confusion)) / n, 0.99, confusion, names),
+        evaluation=Evaluation(
+            *(n, 1, 0.5, float(np.trace(confusion)) / n, 0.99, confusion, names, measured, counts, "temperature 1.3")
+        ),
         history=history,
-        mistakes=[
-            Mistake(rng.integers(0, 256, (28, 28, channels), dtype=np.uint8), LONG, 0, 1, 0.9) for channels in (1, 3)
-        ],
+        mistakes=shown,
         facts={"Data": {"path": LONG}, "Recipe": {LONG: "1e-3"}},
         tables=[Table("Candidates", ("recipe", "top-1"), ((LONG, "97.2 %"),), LONG)],
+        audit=Audit(names, counts, counts, 1, 3, (LONG,)),
+        fit=BeforeAfter("Calibration: temperature 1.3", measured, measured, 250),
+        suspects=shown[:1],
+        suspects_found=30,
+        explained=[Explained(shown[0], evidence, "down")],
+        method="Gradient times input.",
+        plan=Table("Plan and what happened", ("", "plan", "happened"), (("steps", "3,000", "3,000"),)),
     )
+
+
+def several_runs() -> RunsReport:
+    histories = {name: [*a_report(3).history] for name in ("first", LONG, "third")}
+    return RunsReport(" · ".join(histories), "", histories, [Table("Numbers", ("run", "top-1"), ((LONG, "97.2 %"),))])
 
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     folder = tmp_path_factory.mktemp("reports")
-    return {classes: write(a_report(classes), folder / f"{classes}.html") for classes in (3, 30, 120)}
+    single = {classes: write(a_report(classes), folder / f"{classes}.html") for classes in (3, 30, 120)}
+    # 0: several runs.
+    return single | {0: write(several_runs(), folder / "0.html")}
 
 
 class Visit:
@@ -79,13 +106,15 @@ def test_the_page_loads_alone_and_without_a_complaint(browser: Any, written: dic
         assert [url for url in visit.requests if not url.startswith("data:")] == [written[classes].as_uri()]
         assert visit.page.title() == f"run with {classes} classes"
         pictures = visit.page.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
-        assert pictures == [28, 28]
+        # Losses, a label to check, an explanation and its picture.
+        assert pictures == [28] * 5
 
 
 def test_every_section_has_a_visible_heading_that_the_contents_lead_to(browser: Any, written: dict[int, Path]) -> None:
     with Visit(browser, written[3]) as visit:
         headings = visit.page.locator("h2")
-        titles = ["Results", "Candidates", "Curves", "Confusion", "Classes", "Most confident mistakes", "Facts"]
+        titles = ["Results", "Candidates", "Data", "Curves", "Calibration", "Confusion", "Classes", "Top losses"]
+        titles += ["Labels to check", "Explanations", "Speed", "Facts"]
         assert headings.all_inner_texts() == titles
         assert all(headings.nth(i).is_visible() for i in range(len(titles)))
         targets = visit.page.eval_on_selector_all("nav a", "all => all.map(a => !!document.querySelector(a.hash))")
@@ -107,9 +136,9 @@ def test_the_confusion_matrix_shows_each_count(browser: Any, written: dict[int, 
 
 def test_the_curves_are_drawn_and_answer_the_pointer(browser: Any, written: dict[int, Path]) -> None:
     with Visit(browser, written[3]) as visit:
-        assert visit.page.locator("svg.plot[role=img]").count() == 4
+        assert visit.page.locator("svg.plot[role=img]").count() == 7
         label = visit.page.locator("svg.plot").first.get_attribute("aria-label")
-        assert label.startswith("Loss over steps. Train: 2.3 at step 0")
+        assert label.startswith("Loss by step. Train: 2.3 at step 0")
         # A band near the loss of 0.5, where the curve of the evaluations, at 1.5, is far from the pointer.
         band = visit.page.locator("svg.plot").first.locator(".spot.train").nth(60)
         title = band.text_content()
@@ -121,7 +150,7 @@ def test_the_curves_are_drawn_and_answer_the_pointer(browser: Any, written: dict
         assert visit.page.evaluate(under_pointer, [x, y]) == title
 
 
-@pytest.mark.parametrize("classes", [3, 30, 120])
+@pytest.mark.parametrize("classes", [0, 3, 30, 120])
 def test_nothing_overflows_sideways(browser: Any, written: dict[int, Path], classes: int) -> None:
     with Visit(browser, written[classes]) as visit:
         for width, scheme in [(400, "light"), (400, "dark"), (1280, "light"), (1280, "dark")]:
@@ -144,7 +173,8 @@ def test_text_has_the_contrast_that_wcag_asks_for(browser: Any, written: dict[in
     with Visit(browser, written[3], scheme=scheme) as visit:
         page = luminance(visit.style("body", "backgroundColor"))
         assert (page > 0.5) == (scheme == "light")
-        for selector in ("body", ".note", "nav a", ".headline dt", ".alarming data", ".matrix .corner", ".wrong b"):
+        selectors = ("body", ".note", "nav a", ".headline dt", ".alarming data", ".matrix .corner", ".wrong b")
+        for selector in (*selectors, ".between", ".part", ".pairs-of dt"):
             text = luminance(visit.style(selector, "color"))
             assert (max(page, text) + 0.05) / (min(page, text) + 0.05) >= 4.5, selector
 
@@ -160,6 +190,85 @@ def test_scroll_areas_can_be_reached_and_scrolled_by_keyboard(browser: Any, writ
             visit.page.wait_for_timeout(20)
         assert scrolled > 0
         assert area.locator("tbody tr").count() == 120
+
+
+def test_the_map_of_many_classes_is_moved_over_and_zoomed_by_keyboard(browser: Any, written: dict[int, Path]) -> None:
+    confusion = a_report(120).evaluation.confusion
+    with Visit(browser, written[120]) as visit:
+        page, plane, told = visit.page, visit.page.locator(".heat .map"), visit.page.locator(".heat output")
+        assert told.inner_text().startswith("Point at the map, or move on it by the arrow keys.")
+        names = page.eval_on_selector(".heat", "figure => JSON.parse(figure.dataset.names)")
+        assert plane.get_attribute("viewBox") == "0 0 120 120"
+        plane.focus()
+        for key in ("Shift+ArrowDown", "ArrowRight", "+", "+"):
+            page.keyboard.press(key)
+        assert plane.get_attribute("viewBox") == "1.125 7.875 30 30"
+        assert f"label {names[10]}, predicted {names[1]}:" in told.inner_text()
+        # Close enough for names beside the map.
+        assert page.locator(".heat .name").count() == 60
+        page.keyboard.press("n")
+        errors = np.where(np.eye(120, dtype=bool), 0, confusion)
+        assert f": {errors.max()} of " in told.inner_text()
+        page.keyboard.press("0")
+        assert plane.get_attribute("viewBox") == "0 0 120 120"
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "Zoom in"
+        page.keyboard.press("Enter")
+        assert plane.get_attribute("viewBox").endswith(" 60 60")
+        assert visit.complaints == []
+
+
+def test_the_map_tells_what_is_under_the_pointer_and_the_wheel_scrolls_the_page_until_it_is_clicked(
+    browser: Any, written: dict[int, Path]
+) -> None:
+    evaluation = a_report(120).evaluation
+    counts = dict(zip(evaluation.class_names, evaluation.confusion, strict=True))
+    with Visit(browser, written[120]) as visit:
+        page, plane, told = visit.page, visit.page.locator(".heat .map"), visit.page.locator(".heat output")
+        names = page.eval_on_selector(".heat", "figure => JSON.parse(figure.dataset.names)")
+        frame = page.locator(".heat .frame")
+        frame.scroll_into_view_if_needed()
+        box = frame.bounding_box()
+        # The middle of a cell: row 30, column 60.
+        x, y = box["x"] + box["width"] * 60.5 / 120, box["y"] + box["height"] * 30.5 / 120
+        page.mouse.move(x, y)
+        row, column = names[30], names[60]
+        count, n = counts[row][evaluation.class_names.index(column)], counts[row].sum()
+        share = f" of {n:,} ({100 * count / n:.1f} %)" if count else ""
+        assert told.inner_text() == f"label {row}, predicted {column}: {count:,}{share}"
+        page.mouse.wheel(0, -1)
+        page.wait_for_timeout(50)
+        assert plane.get_attribute("viewBox") == "0 0 120 120"
+        y = frame.bounding_box()["y"] + box["height"] * 30.5 / 120
+        page.mouse.click(x, y)
+        page.mouse.wheel(0, -100)
+        page.wait_for_timeout(50)
+        # The cell stays under the pointer.
+        left, top, size, _ = (float(value) for value in plane.get_attribute("viewBox").split())
+        assert size == 96
+        assert (left + size * 60.5 / 120, top + size * 30.5 / 120) == pytest.approx((60.5, 30.5), abs=0.3)
+
+
+def test_without_scripts_the_map_is_whole_and_has_no_buttons(browser: Any, written: dict[int, Path]) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(written[120].as_uri())
+    assert page.locator(".heat image").is_visible()
+    assert not page.locator(".heat .tools").is_visible()
+    assert not page.locator(".heat output").is_visible()
+    assert page.locator("#pairs-title").is_visible()
+    context.close()
+
+
+def test_a_script_that_is_not_the_reports_own_is_refused(
+    browser: Any, written: dict[int, Path], tmp_path: Path
+) -> None:
+    page = written[120].read_text(encoding="utf-8")
+    path = tmp_path / "changed.html"
+    path.write_text(page.replace("</main>", "</main><script>document.title = 'owned'</script>"), encoding="utf-8")
+    with Visit(browser, path) as visit:
+        assert visit.page.title() == "run with 120 classes"
+        assert any("Content Security Policy" in complaint for complaint in visit.complaints)
 
 
 def test_print_is_light_and_shows_all_of_a_scrolling_table(browser: Any, written: dict[int, Path]) -> None:

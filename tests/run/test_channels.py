@@ -23,8 +23,8 @@ from pcls.evaluation.count import Predictions
 from pcls.models.registry import define_model
 from pcls.pretrained.bundle import Bundle, load_bundle, save_bundle
 from pcls.pretrained.channels import first_kernel, with_image_channels
-from pcls.run.report import mistakes
 from pcls.run.setup import prepare
+from pcls.run.shown import mistakes
 
 TINY = [
     "data.image_size=14",
@@ -176,7 +176,7 @@ def test_the_report_shows_mistakes_of_five_channels(tmp_path):
     labels = dataset.evaluation.labels
     right, sure = labels.astype(np.int64), np.ones(count)
     predictions = Predictions(np.arange(count), right, 1 - right, sure, 5 * sure)
-    (first, *_) = mistakes(dataset, predictions)
+    (first, *_) = mistakes(dataset, predictions, np.arange(count))
     assert first.thumbnail.shape == (14, 14, 3)
 
 
