@@ -294,8 +294,9 @@ def _suggestion(value: Any, info: FieldInfo | None) -> str:
 def _allowed(error: ErrorDetails, key: str) -> str:
     info = _field(key)
     # What is wrong with a regular expression says more than that it is a text.
-    own = info is None or error["type"] in ("regex", "weights")
-    return error["msg"] if own else f"{_describe(info)} is needed"
+    if info is None or error["type"] in ("regex", "weights"):
+        return error["msg"]
+    return f"{_describe(info)} is needed"
 
 
 def described_field(key: str) -> str:

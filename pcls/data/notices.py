@@ -68,4 +68,4 @@ def _shared(train: Source, evaluation: Source) -> Iterator[str]:
 
 def _digests(images: np.ndarray) -> Iterator[bytes]:
     for image in images:
-        yield hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
+        yield hashlib.blake2b(image.tobytes(), digest_size=16).digest()

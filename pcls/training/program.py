@@ -20,7 +20,7 @@ from pcls.data.augment import PAIR
 from pcls.data.buckets import Bucket
 from pcls.data.order import BucketedOrder, Order, SampledOrder
 from pcls.data.pipeline import Batch, Places, Update, sized
-from pcls.data.preprocessing import Preprocessing
+from pcls.data.preprocessing import RGB, Preprocessing
 from pcls.data.sources.targets import positives
 from pcls.errors import UserError
 from pcls.models.registry import define_model, model_entry
@@ -518,9 +518,10 @@ def check_augmentation(recipe: Recipe, shards: int, channels: int) -> None:
             "numbers that leave an even one"
         )
     colours = {"saturation": section.saturation, "hue": section.hue, "greyscale": section.greyscale}
-    if channels == 1 and any(colours.values()):
+    if channels != RGB and any(colours.values()):
         key = next(key for key, value in colours.items() if value)
-        raise UserError(f"augment.{key} has no effect on images of one channel; leave it out, or write data.channels=3")
+        found, way = ("one channel", ", or write data.channels=3") if channels == 1 else (f"{channels} channels", "")
+        raise UserError(f"augment.{key} has no effect on images of {found}; leave it out{way}")
 
 
 def make_plan(recipe: Recipe, order: Order | BucketedOrder, *, image_bytes: int, platform: str) -> Plan:

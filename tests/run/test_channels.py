@@ -95,6 +95,13 @@ def test_other_channels_than_those_of_the_arrays_are_refused(kind, tmp_path):
     assert prepare(recipe(path, "data.channels=5", "data.image_size=12")).preprocessing.channels == 5
 
 
+@pytest.mark.parametrize("key", ["hue", "saturation", "greyscale"])
+def test_colours_of_five_channels_are_refused(key, tmp_path):
+    with pytest.raises(UserError) as raised:
+        prepare(recipe(saved(tmp_path, 5, "npz"), f"augment.{key}=0.5"))
+    assert str(raised.value) == f"augment.{key} has no effect on images of 5 channels; leave it out"
+
+
 def test_image_files_have_no_five_channels(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
