@@ -182,8 +182,8 @@ def test_the_heat_map_paints_hits_blue_and_errors_orange_and_carries_the_counts(
     counts = np.eye(40, dtype=np.int64) * 10
     counts[3, 30] = 10
     heat = heat_map(evaluation(counts))
-    pixels, names = picture_of(heat.image), json.loads(heat.names)
-    assert (pixels.shape, heat.group, heat.left_out) == ((40, 40, 4), 1, 0)
+    pixels, names = picture_of(heat.image.uri), json.loads(heat.names)
+    assert (pixels.shape, heat.image.group, heat.detail, heat.left_out) == ((40, 40, 4), 1, None, 0)
     row, column = names.index("class 3"), names.index("class 30")
     # What is mistaken for each other stands side by side.
     assert abs(row - column) == 1
@@ -199,15 +199,28 @@ def test_the_heat_map_paints_hits_blue_and_errors_orange_and_carries_the_counts(
 def test_a_heat_map_of_very_many_classes_groups_them_and_keeps_the_largest_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, most in (("MAX_HEAT", 50), ("MAX_ORDERED", 100), ("MAX_CELLS", 300)):
+    for name, most in (("MAX_HEAT", 40), ("MAX_DETAIL", 60), ("MAX_ORDERED", 100), ("MAX_CELLS", 300)):
         monkeypatch.setattr(confusion, name, most)
     counts = np.ones((101, 101), np.int64)
     counts[7, 8] = 1000
     heat = heat_map(evaluation(counts))
     # The last dot stands for two classes, and for one that there is not.
-    assert (picture_of(heat.image).shape, heat.group, heat.dots, heat.ordered) == ((34, 34, 4), 3, 102, False)
+    assert (picture_of(heat.image.uri).shape, heat.image.group, heat.image.side) == ((34, 34, 4), 3, 102)
+    assert heat.detail is not None
+    assert (picture_of(heat.detail.uri).shape, heat.detail.group, heat.ordered) == ((51, 51, 4), 2, False)
     assert heat.left_out == 101**2 - 300
     assert "8,1000" in heat.cells
+
+
+def test_a_dot_of_several_classes_is_as_blue_as_its_records_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confusion, "MAX_HEAT", 20)
+    counts = np.eye(40, dtype=np.int64) * 10
+    # Two classes of which each is taken for the other, always: they share a dot, and none of it is right.
+    counts[:2, :2] = [[0, 10], [10, 0]]
+    monkeypatch.setattr(confusion, "confusion_order", lambda counts: np.arange(len(counts)))
+    pixels = picture_of(heat_map(evaluation(counts)).image.uri)
+    assert pixels.shape == (20, 20, 4)
+    assert [pixels[0, 0, 3], pixels[1, 1, 3]] == [0, 255]
 
 
 def test_classes_that_are_confused_are_brought_together() -> None:

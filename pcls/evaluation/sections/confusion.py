@@ -15,7 +15,9 @@ from pcls.evaluation.metrics import Evaluation
 from pcls.evaluation.sections.records import palette_uri
 
 MAX_FIGURES = 30  # Classes up to which counts fit on a screen.
-MAX_HEAT = 1000  # Dots a side of the heat map; with more classes a dot stands for several.
+# Dots a side of the heat map as a whole, of which each is wide enough to be seen, and of a closer look at it. With more
+# classes a dot stands for several.
+MAX_HEAT, MAX_DETAIL = 250, 1000
 MAX_PAIRS = 20
 # Counts that the page carries for the pointer: half a megabyte. The largest are kept.
 MAX_CELLS = 60_000
@@ -45,14 +47,28 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture of counts.
+
+    Attributes:
+      uri: a data: URI.
+      group: classes a side that a dot stands for.
+      side: of the picture in classes; more than there are where the last dots stand for fewer.
+    """
+
+    uri: str
+    group: int
+    side: int
+
+
+@dataclass(frozen=True)
 class HeatMap:
     """The confusion matrix of many classes as a picture, and its counts for whoever points at it.
 
     Attributes:
-      image: a data: URI.
+      image: the whole.
+      detail: the same with more dots, for a closer look; empty: there are no more.
       classes: how many.
-      group: classes a side that a dot stands for.
-      dots: sides of the picture in classes; more than there are where the last dots stand for fewer.
       ordered: whether the order is by confusion; else it is that of the classes.
       names: JSON, the classes' names in the picture's order.
       supports: JSON, records of each class in that order.
@@ -60,10 +76,9 @@ class HeatMap:
       left_out: counts that are not in `cells`.
     """
 
-    image: str
+    image: Picture
+    detail: Picture | None
     classes: int
-    group: int
-    dots: int
     ordered: bool
     names: str
     supports: str
@@ -119,20 +134,16 @@ def confusion_order(confusion: np.ndarray) -> np.ndarray:
 
 
 def heat_map(evaluation: Evaluation) -> HeatMap:
-    """The confusion matrix as a picture of at most MAX_HEAT dots a side."""
+    """The confusion matrix as a picture."""
     classes = len(evaluation.class_names)
     ordered = classes <= MAX_ORDERED
     order = confusion_order(evaluation.confusion) if ordered else np.arange(classes)
     counts = evaluation.confusion[np.ix_(order, order)]
-    group = math.ceil(classes / MAX_HEAT)
-    starts = np.arange(0, classes, group)
-    dots = np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
     cells, left_out = _cells(counts)
     return HeatMap(
-        image=_picture(dots),
+        image=_picture(counts, MAX_HEAT),
+        detail=_picture(counts, MAX_DETAIL) if classes > MAX_HEAT else None,
         classes=classes,
-        group=group,
-        dots=group * len(starts),
         ordered=ordered,
         names=json.dumps([evaluation.class_names[number] for number in order], ensure_ascii=False),
         supports=json.dumps(counts.sum(1).tolist(), separators=(",", ":")),
@@ -141,17 +152,26 @@ def heat_map(evaluation: Evaluation) -> HeatMap:
     )
 
 
-def _picture(dots: np.ndarray) -> str:
+def _picture(counts: np.ndarray, most: int) -> Picture:
+    """Of at most so many dots a side."""
+    group = math.ceil(len(counts) / most)
+    starts = np.arange(0, len(counts), group)
+    right = np.add.reduceat(np.diag(counts), starts)
+    dots = np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
     hit = np.eye(len(dots), dtype=bool)
+    # Classes of one dot that are taken for each other are no hits.
+    share = np.where(hit, right[:, None], dots) / np.maximum(dots.sum(axis=1, keepdims=True), 1)
     # Opacity instead of mixed colours: the same picture lies on a light and on a dark page. Nothing is written on it,
-    # so it may be stronger than a table's cell. The colours are Okabe and Ito's: all kinds of sight tell them apart.
-    opacity = np.minimum(1.0, shades(shares(dots), hit) / 0.6)
+    # so it is stronger than a table's cell. The colours are Okabe and Ito's: all kinds of sight tell them apart.
+    errors = np.where(share > 0, np.clip(1.5 * np.sqrt(share), 0.3, 1), 0)
+    opacity = np.where(hit, share, errors)
     level = np.ceil(opacity * SHADES).astype(np.uint8)
     steps = np.round(255 * np.arange(1, SHADES + 1) / SHADES).astype(np.uint8)[:, None]
     blue, orange = (np.tile(np.array(colour, np.uint8), (SHADES, 1)) for colour in ((0, 114, 178), (213, 94, 0)))
     clear = np.zeros((1, 4), np.uint8)
     colours = np.concatenate([clear, np.hstack([blue, steps]), np.hstack([orange, steps])])
-    return palette_uri(np.where(hit | (level == 0), level, level + SHADES), colours)
+    uri = palette_uri(np.where(hit | (level == 0), level, level + SHADES), colours)
+    return Picture(uri, group, group * len(dots))
 
 
 def _cells(counts: np.ndarray) -> tuple[str, int]:

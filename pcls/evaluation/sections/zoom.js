@@ -10,6 +10,7 @@ for (const figure of document.querySelectorAll(".heat")) {
     return counts;
   });
   const map = figure.querySelector(".map");
+  const [whole, detail] = map.querySelectorAll("image");
   const cursor = figure.querySelector(".cursor");
   const labels = figure.querySelector(".names");
   const told = figure.querySelector("output");
@@ -26,6 +27,10 @@ for (const figure of document.querySelectorAll(".heat")) {
     view.x = within(view.x, 0, classes - view.size);
     view.y = within(view.y, 0, classes - view.size);
     map.setAttribute("viewBox", `${view.x} ${view.y} ${view.size} ${view.size}`);
+    // The whole has dots that are wide enough to be seen; from half of it on, those of the detail are.
+    const close = detail && view.size <= classes / 2;
+    whole.setAttribute("visibility", close ? "hidden" : "visible");
+    detail?.setAttribute("visibility", close ? "visible" : "hidden");
     cursor.setAttribute("x", at.column);
     cursor.setAttribute("y", at.row);
     cursor.setAttribute("visibility", "visible");
@@ -38,11 +43,11 @@ for (const figure of document.querySelectorAll(".heat")) {
     const unit = SIDE / view.size;
     for (let i = Math.ceil(view.y - 0.5); i + 0.5 <= view.y + view.size; i++) {
       const y = TOP + (i + 0.5 - view.y) * unit;
-      label(names[i], `translate(${LEFT - 6} ${y + 4})`, "end", i === at.row, 15);
+      label(names[i], `translate(${LEFT - 6} ${y + 4})`, "end", i === at.row, 14);
     }
     for (let i = Math.ceil(view.x - 0.5); i + 0.5 <= view.x + view.size; i++) {
       const x = LEFT + (i + 0.5 - view.x) * unit;
-      label(names[i], `translate(${x + 4} ${TOP - 6}) rotate(-90)`, "start", i === at.column, 10);
+      label(names[i], `translate(${x + 4} ${TOP - 6}) rotate(-90)`, "start", i === at.column, 11);
     }
   }
 
