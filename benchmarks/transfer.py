@@ -33,6 +33,8 @@ def accuracies(
     few = {
         "data.per_class": shots,
         "data.split_seed": seed,
+        # The files only number their classes: without names those of the two sets would be taken for the same.
+        "data.class_names": [f"{path} {number}" for number in range(10)],
         "train.seed": seed,
         # Read once, at the end.
         "evaluate.every": "100000 steps",
