@@ -154,12 +154,20 @@ def fine_tuning_text(tuning: FineTuning, data: str, model: str | Path) -> str:
         "data": f"{len(dataset.train):,} {dataset.preprocessing.records} of {len(dataset.class_names):,} classes in "
         f"{data}, {min(counts):,} to {max(counts):,} a class; {len(dataset.evaluation):,} held out",
         "model": f"{model}: {bundle.model}, {definition.parameter_count:,} parameters, "
-        f"{' x '.join(map(str, dataset.preprocessing.training.shape))}",
+        f"{' x '.join(map(str, dataset.preprocessing.training.shape))}; {_head_text(bundle, dataset)}",
         "plan": f"{tuning.name}: {tuning.reason}; {tuning.steps:,} steps of {recipe.train.batch_size}",
         "rates": rates_text(recipe, definition, learns),
         "time": _time_text(tuning, definition, learns),
     }
     return "\n".join(f"{what:<6} {text}" for what, text in lines.items())
+
+
+def _head_text(bundle: Bundle, dataset: Dataset) -> str:
+    if set(dataset.class_names) != set(bundle.class_names):
+        return "a new head"
+    numbers = all(name.isdecimal() for name in dataset.class_names)
+    doubt = ", but they are numbers only: if they mean others, name them or write transfer.head=new" if numbers else ""
+    return f"its head, as the classes have the same names{doubt}"
 
 
 def rates_text(recipe: Recipe, definition: ModelDef, learns: Freezing) -> str:
