@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pcls.config import Recipe, flat_recipe
-from pcls.data.dataset import Dataset
+from pcls.data.dataset import Dataset, check_one_label
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.quarantine import read_quarantine
 from pcls.errors import UserError
@@ -20,11 +20,12 @@ from pcls.evaluation.charts import percent
 from pcls.evaluation.count import Predictions
 from pcls.evaluation.intervals import wilson
 from pcls.evaluation.label_issues import label_issues
-from pcls.evaluation.metrics import Evaluation
+from pcls.evaluation.metrics import Evaluation, per_class
 from pcls.evaluation.quality import quality_of
 from pcls.evaluation.report import RunReport, RunsReport, Table
 from pcls.evaluation.sections.audit import Audit
 from pcls.evaluation.sections.calibrated import BeforeAfter
+from pcls.evaluation.sections.confusion import MAX_PAIRS
 from pcls.evaluation.sections.numbers import balanced_interval, interval_text
 from pcls.evaluation.sections.records import MAX_LOSSES, MAX_SUSPECTS
 from pcls.evaluation.sections.speed import seconds_text, speed
@@ -105,6 +106,7 @@ def run_report(path: str | Path, limits_of: LimitsOf | None = None) -> RunReport
 
 
 def _evaluated(folder: RunFolder) -> tuple[Evaluation, Predictions]:
+    check_one_label(folder.recipe().data, "pcls report")
     kept = read_evaluation(folder)
     if kept is None:
         evaluate_run(folder.path)
@@ -237,11 +239,17 @@ def runs_report(paths: Sequence[str | Path]) -> RunsReport:
     names = _names(folders)
     evaluations = [_evaluated(folder)[0] for folder in folders]
     kinds = [records_of(folder) for folder in folders]
+    tables = [
+        numbers_table(names, evaluations),
+        paired_table(names, folders),
+        classes_table(names, evaluations),
+        settings_table(names, recipes),
+    ]
     return RunsReport(
         title=" · ".join(names),
         subtitle=f"{len(paths)} runs side by side",
         histories={name: read_metrics(folder.path) for name, folder in zip(names, folders, strict=True)},
-        tables=[numbers_table(names, evaluations), paired_table(names, folders), settings_table(names, recipes)],
+        tables=tables,
         records="sequences" if set(kinds) == {"sequences"} else "images",
     )
 
@@ -306,6 +314,21 @@ def paired_table(names: Sequence[str], folders: Sequence[RunFolder]) -> Table:
     columns = ("run", "n", "only first right", "only it right", "difference in points (95 %)", "p", "verdict")
     note = "Record by record; p: McNemar’s exact test; interval: bootstrap in pairs. Several runs are several tests."
     return Table(f"Against {names[0]}", columns, tuple(rows), note)
+
+
+def classes_table(names: Sequence[str], evaluations: Sequence[Evaluation]) -> Table:
+    """The classes whose recalls lie farthest apart, of those that all runs have by name and have records of."""
+    recalls = [
+        {row.name: row.recall for row in per_class(own.confusion, own.class_names) if row.support}
+        for own in evaluations
+    ]
+    common = [name for name in recalls[0] if all(name in own for own in recalls)]
+    spread = {name: max(own[name] for own in recalls) - min(own[name] for own in recalls) for name in common}
+    uneven = sorted((name for name in common if spread[name] > 0), key=lambda name: -spread[name])[:MAX_PAIRS]
+    rows = tuple((name, *(percent(own[name], 1) for own in recalls)) for name in uneven)
+    others = len({name for own in recalls for name in own}) - len(common)
+    note = f"Of {len(common):,} classes that all runs have" + (f"; {others:,} are left out." if others else ".")
+    return Table("Classes with the most different recall", ("class", *names), rows, note)
 
 
 def settings_table(names: Sequence[str], recipes: Sequence[Recipe]) -> Table:

@@ -172,6 +172,13 @@ def test_the_report_draws_mistaken_sequences(finished):
         assert mistake.thumbnail.shape[0] == 2
         assert 2 <= mistake.thumbnail.shape[1] <= 5
         assert mistake.thumbnail.dtype == np.uint8
+    assert report.method.startswith("Gradient times input")
+    assert "time goes to the right" in report.method
+    for explained in report.explained:
+        assert explained.time == "right"
+        # One relevance a step that counts.
+        assert {len(part.steps) for part in explained.evidence} == {explained.shown.thumbnail.shape[1]}
+        assert any(part.steps != (0.0,) * len(part.steps) for part in explained.evidence)
 
 
 def test_longer_sequences_are_learned_from_its_weights(finished, tmp_path, capsys):
