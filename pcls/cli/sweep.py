@@ -20,7 +20,9 @@ def sweep(
     strategy: Annotated[str, typer.Option(help="random, grid (all combinations) or halving.")] = "random",
     trials: Annotated[int, typer.Option(help="Settings drawn by random and halving.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Of the draws.", min=0)] = 0,
-    metric: Annotated[str, typer.Option(help="top1, top5, balanced, macro_f1 or loss.")] = "top1",
+    metric: Annotated[
+        str, typer.Option(help="top1, top5, balanced, macro_f1, loss; of several labels map, micro_f1.")
+    ] = "top1",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train a recipe with several settings and compare them; processes with one folder share the work.

@@ -82,6 +82,8 @@ def features_of(
     Raises:
       UserError: a model without a head, or more features than fit the memory.
     """
+    if source.targets is not None:
+        raise UserError("features are fitted to one label a record, and data.labels is several; see docs/multilabel.md")
     mesh = make_mesh(-1) if mesh is None else mesh
     width = _width(model)
     check_memory(4 * len(source) * width, f"the features of {len(source):,} {preprocessing.records}, {width:,} each,")

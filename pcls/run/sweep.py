@@ -47,7 +47,9 @@ from pcls.run.weights import Start
 
 PLAN, FAILED, LOG = "sweep.json", "failed.json", "log.txt"
 # What a run may be judged by, and whether more is better.
-METRICS = {"top1": True, "top5": True, "balanced": True, "macro_f1": True, "loss": False}
+METRICS = {"top1": True, "top5": True, "balanced": True, "macro_f1": True, "loss": False, "map": True, "micro_f1": True}
+# Those that say nothing where a record has one label, and where it may have several.
+OF_LABEL_SETS, OF_ONE_LABEL = ("map", "micro_f1"), ("top1", "top5", "balanced")
 POLL_SECONDS = 1.0
 
 Say = Callable[[str], None]
@@ -146,6 +148,9 @@ def sweep(
             "train.duration is set by --strategy halving; give the longest, or sweep it by another strategy"
         )
     base, chosen = base_recipe(recipe, space), settings(space, strategy, trials, seed)
+    if metric in (OF_ONE_LABEL if base.data.holds_label_sets else OF_LABEL_SETS):
+        other = "map" if base.data.holds_label_sets else "top1"
+        raise UserError(f"--metric {metric}: is not known with data.labels={base.data.labels}; write --metric {other}")
     shares = rung_shares(len(chosen), strategy)
     for share in shares:
         for trial in trials_of(base, space, enumerate(chosen), share=share):

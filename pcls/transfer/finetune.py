@@ -124,10 +124,11 @@ def _base_settings(data: str, model: str | Path, bundle: Bundle) -> dict[str, An
 
 def _network(bundle: Bundle, dataset: Dataset, steps: int) -> Network:
     definition, trained = bundle.definition(), bundle.preprocessing.training
-    known = set(dataset.class_names) == set(bundle.class_names)
+    known, several = set(dataset.class_names) == set(bundle.class_names), dataset.train.targets is not None
     return Network(
         groups=layer_groups((*definition.params, *definition.stats)),
-        head="auto" if known or HEAD_PATHS - definition.params.keys() else "probe",
+        # No head is fitted to several labels a record.
+        head="auto" if known or several or HEAD_PATHS - definition.params.keys() else "probe",
         steps=steps,
         trained=None if dataset.padded else (trained.height, trained.channels),
     )

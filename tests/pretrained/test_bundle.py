@@ -280,3 +280,22 @@ def test_a_calibration_that_does_not_fit_is_damage(folder, values, reason):
     told = refusal(folder)
     assert "model.json: is damaged" in told
     assert reason in told
+
+
+def test_thresholds_come_back_and_a_bundle_of_one_label_a_record_has_none(bundle, folder, tmp_path):
+    assert "thresholds" not in json.loads((folder / FACTS).read_text())
+    assert load_bundle(folder).thresholds == ()
+    save_bundle(replace(bundle, thresholds=(0.25, 1 / 3, 1.0)), tmp_path / "several")
+    assert load_bundle(tmp_path / "several").thresholds == (0.25, 1 / 3, 1.0)
+    facts = json.loads((tmp_path / "several" / FACTS).read_text())
+    facts["thresholds"][0] = 0.2
+    (tmp_path / "several" / FACTS).write_text(json.dumps(facts))
+    assert "differs from its own digest" in refusal(tmp_path / "several")
+
+
+@pytest.mark.parametrize(
+    "values", [[0.5], [0.5, 0.5, 1.5], [0.5, 0.5, float("nan")], [0.5, 0.5, "a"], [0.5, 0.5, None], 3]
+)
+def test_thresholds_that_do_not_fit_are_damage(folder, values):
+    sign(folder, thresholds=values)
+    assert "model.json: is damaged" in refusal(folder)

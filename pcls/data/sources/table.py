@@ -115,8 +115,6 @@ class Table:
         column = batch.column(name)
         if name not in COLUMNS and name not in self._label_columns:
             return column
-        if name == "label" and self.sets and pa.types.is_integer(column.type):
-            column = column.cast(pa.string())
         if name == "label" and self.sets:
             # Nothing in it: the record carries no label.
             return pc.fill_null(column.cast(pa.string()), "").dictionary_encode()
@@ -125,6 +123,8 @@ class Table:
         if name == "path":
             return column.cast(pa.string())
         column = column.dictionary_encode()
+        if name in self._label_columns:
+            return column
         if not pa.types.is_integer(column.type.value_type):
             blank = pc.equal(pc.utf8_trim_whitespace(column.dictionary), "").to_numpy(zero_copy_only=False)
             if blank.any() and (found := blank[column.indices]).any():
