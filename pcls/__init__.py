@@ -60,13 +60,16 @@ __all__ = [
 ]
 
 
-def train(recipe: str | Path | Recipe, overrides: Overrides = (), *, profile: range | None = None) -> Run:
+def train(
+    recipe: str | Path | Recipe, overrides: Overrides = (), *, profile: range | None = None, resume: bool = False
+) -> Run:
     """Trains a recipe in a new run folder.
 
     Args:
       recipe: a YAML file, the name of a recipe that comes with pcls, or a `Recipe`.
       overrides: `["train.batch_size=64", ...]` or `{"train.batch_size": 64, ...}`.
       profile: steps to trace with jax's profiler, counted from 1; None: none.
+      resume: go on with the run of this recipe in the folder, where there is one.
 
     Returns:
       The run: its folder and its last evaluation.
@@ -78,8 +81,10 @@ def train(recipe: str | Path | Recipe, overrides: Overrides = (), *, profile: ra
     """
     resolved = _recipe(recipe, overrides)
 
-    from pcls.run.train import train_recipe
+    from pcls.run.train import train_or_resume, train_recipe
 
+    if resume:
+        return train_or_resume(resolved, _start, profile=profile)
     return train_recipe(resolved, _start(resolved), profile=profile)
 
 
@@ -328,13 +333,14 @@ def compare(first: str | Path | Run, second: str | Path | Run) -> Comparison:
     return compare_runs(_path(first), _path(second))
 
 
-def report(run: str | Path | Run, *others: str | Path | Run, out: str | Path = "") -> Path:
+def report(run: str | Path | Run, *others: str | Path | Run, out: str | Path = "", png: str | Path = "") -> Path:
     """Writes a run's report, or one of several runs side by side: one HTML page that needs nothing else.
 
     Args:
       run: a run or its folder.
       others: more of them.
       out: the file; empty: `report.html` in the run's folder, `comparison.html` in the first's of several.
+      png: a file for the curves as one picture; empty: none.
 
     Returns:
       Its path.
@@ -342,12 +348,15 @@ def report(run: str | Path | Run, *others: str | Path | Run, out: str | Path = "
     Raises:
       UserError: no run, or its data is gone.
     """
-    from pcls.evaluation.report import write
+    from pcls.evaluation.report import write, write_png
     from pcls.planning.limits import limits_of
     from pcls.run.report import default_path, report_of
 
     paths = [_path(one) for one in (run, *others)]
-    return write(report_of(paths, limits_of), Path(out) if out else default_path(paths))
+    found = report_of(paths, limits_of)
+    if png:
+        write_png(found, Path(png))
+    return write(found, Path(out) if out else default_path(paths))
 
 
 def plan(

@@ -16,12 +16,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pcls.errors import UserError
 from pcls.evaluation.charts import History, charts, overlaid, speed_charts
 from pcls.evaluation.metrics import Evaluation
 from pcls.evaluation.sections.audit import Audit, audit_view
 from pcls.evaluation.sections.calibrated import BeforeAfter, calibration_view
 from pcls.evaluation.sections.confusion import MAX_FIGURES, confused_pairs, heat_map, matrix
 from pcls.evaluation.sections.numbers import class_view, headline, shot_rows, weakest_first
+from pcls.evaluation.sections.picture import charts_png
 from pcls.evaluation.sections.records import (
     MAX_LOSSES,
     MAX_SUSPECTS,
@@ -142,13 +144,24 @@ def write(report: RunReport | RunsReport, path: Path) -> Path:
     return write_whole(render(report), path)
 
 
-def write_whole(text: str, path: Path) -> Path:
+def write_png(report: RunReport | RunsReport, path: Path) -> Path:
+    """Writes the report's curves as one picture; UserError where there are none."""
+    if isinstance(report, RunReport):
+        drawn = [*charts(report.history), *speed_charts(report.history, report.records)]
+    else:
+        drawn = overlaid(report.histories, report.records)
+    if not any(chart.lines for chart in drawn):
+        raise UserError(f"--png {path}: the run has no row in metrics.jsonl yet, and so no curve to draw")
+    return write_whole(charts_png(drawn), path)
+
+
+def write_whole(content: str | bytes, path: Path) -> Path:
     """Writes a file, whole or not at all; makes its folder if that is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, because a rename is atomic only within a file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

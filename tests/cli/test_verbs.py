@@ -268,7 +268,7 @@ def test_a_run_that_diverges_ends_with_43_and_says_what_to_change(tmp_path, said
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    def broken(*arguments):
+    def broken(*arguments, **options):
         raise ZeroDivisionError
 
     monkeypatch.setattr(pcls, "report", broken)

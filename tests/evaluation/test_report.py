@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pcls.errors import UserError
 from pcls.evaluation.charts import (
     MAX_POINTS,
     Curve,
@@ -32,12 +33,13 @@ from pcls.evaluation.charts import (
 )
 from pcls.evaluation.metrics import Evaluation
 from pcls.evaluation.quality import Scores, quality
-from pcls.evaluation.report import RunReport, RunsReport, Table, render, report_json, write
+from pcls.evaluation.report import RunReport, RunsReport, Table, render, report_json, write, write_png
 from pcls.evaluation.sections import confusion
 from pcls.evaluation.sections.audit import Audit
 from pcls.evaluation.sections.calibrated import BeforeAfter, diagram
 from pcls.evaluation.sections.confusion import confused_pairs, confusion_order, heat_map, shades
 from pcls.evaluation.sections.numbers import balanced_interval, weakest_first
+from pcls.evaluation.sections.picture import polylines
 from pcls.evaluation.sections.records import MAX_LOSSES, MAX_SUSPECTS, Evidence, Explained, Mistake, bars, top_losses
 from pcls.evaluation.sections.speed import speed
 
@@ -479,6 +481,36 @@ def test_runs_are_laid_over_each_other_with_a_legend() -> None:
     assert Page(html).named("script") == []
 
 
+def test_the_picture_of_the_curves_shows_each_in_its_place_and_colour(tmp_path: Path) -> None:
+    history = [*train_rows([2.0, 1.0, 0.0]), {"kind": "eval", "step": 2, "epoch": 0.2, "loss": 2.0, "top1": 0.5}]
+    path = write_png(report(history=history), tmp_path / "new" / "curves.png")
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    # Two charts side by side, two pixels a unit.
+    assert pixels.shape == (580, 2000, 3)
+
+    def near(x: float, y: float, colour: tuple[int, int, int]) -> bool:
+        """Whether a chart's place, in the units of its drawing, has some of a colour."""
+        column, row = round(2 * x), round(2 * (34 + y))
+        around = pixels[row - 4 : row + 5, column - 4 : column + 5]
+        return bool((np.abs(around - colour).max(-1) < 40).any())
+
+    loss = charts(history)[0]
+    train, evaluated = loss.lines
+    (points,) = polylines(train.path)
+    assert [near(*point, (0, 114, 178)) for point in points] == [True] * 3
+    assert not near(points[0][0], points[2][1], (0, 114, 178))
+    (((x, y),),) = polylines(evaluated.path)
+    assert near(x, y, (194, 84, 0))
+    runs = RunsReport("", "", {"a": history, "b": train_rows([1.0, 2.0])}, [])
+    assert write_png(runs, tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="no curve to draw"):
+        write_png(report(), tmp_path / "none.png")
+
+
+def test_the_pen_of_a_path_is_lifted_at_gaps() -> None:
+    assert polylines("M1,2h0L3,4.5M5,6h0") == [[(1, 2), (3, 4.5)], [(5, 6)]]
+
+
 def test_many_runs_share_the_points_of_a_chart() -> None:
     history = train_rows([1.0 + i % 7 for i in range(3000)])
     (chart,) = overlaid({str(number): history for number in range(8)})
@@ -630,14 +662,15 @@ def test_a_write_that_fails_leaves_the_old_report_and_no_leftovers(
     def fail_to_replace(self: Path, target: Path) -> None:
         raise OSError("disk gone")
 
-    def write_half(self: Path, text: str, **_: object) -> None:
-        self.write_bytes(text.encode()[: len(text) // 2])
+    def write_half(self: Path, content: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise OSError("disk gone")
 
     if broken == "replace":
         monkeypatch.setattr(Path, "replace", fail_to_replace)
     else:
-        monkeypatch.setattr(Path, "write_text", write_half)
+        monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(OSError, match="disk gone"):
         write(report(title="new"), path)
     assert path.read_bytes() == before
