@@ -18,16 +18,19 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in optimizer.lr=1e-3")] = None,
     profile: PROFILE = "",
     seeds: Annotated[int, typer.Option(help="Runs of so many seeds from train.seed on, in folders of their own.")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with this recipe's run where run.dir has it.")
+    ] = False,
 ) -> None:
     """Train a recipe in a new run folder.
 
     Example: pcls train digits_cnn train.duration='5 epochs' run.dir=runs/first
     """
     if seeds == 1:
-        pcls.train(recipe, overrides or [], profile=profiled_steps(profile))
+        pcls.train(recipe, overrides or [], profile=profiled_steps(profile), resume=resume)
         return
-    if profile:
-        raise UserError("--profile traces one run; leave out --seeds")
+    if profile or resume:
+        raise UserError(f"{'--profile traces' if profile else '--resume goes on with'} one run; leave out --seeds")
     pcls.train_seeds(recipe, overrides or [], seeds=seeds)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TextIO
@@ -17,7 +18,7 @@ from pcls.observe.profile import check_steps
 from pcls.observe.sinks import require_wandb
 from pcls.parallel.processes import agreed, barrier, differing, is_main
 from pcls.parallel.tuning import tune_process
-from pcls.run.evaluate import PREPROCESSING, saved_preprocessing
+from pcls.run.evaluate import PREPROCESSING, evaluate_run, saved_preprocessing
 from pcls.run.folder import RunFolder
 from pcls.run.session import ORIGIN, Run, Session
 from pcls.run.setup import Setup, prepare
@@ -26,7 +27,12 @@ from pcls.training.step import RIGHT
 
 
 def train_recipe(
-    recipe: Recipe, start: Start | None = None, *, profile: range | None = None, stream: TextIO | None = None
+    recipe: Recipe,
+    start: Start | None = None,
+    *,
+    profile: range | None = None,
+    stream: TextIO | None = None,
+    used: bool = False,
 ) -> Run:
     """Trains a recipe in a new run folder.
 
@@ -35,6 +41,7 @@ def train_recipe(
       start: pretrained weights; None: from scratch.
       profile: steps to trace, counted from 1; None: none.
       stream: where progress is told; None: standard error.
+      used: the folder may hold a run, which is begun again.
 
     Raises:
       UserError: the folder holds a run already, or recipe, data, model and devices do not fit.
@@ -45,7 +52,8 @@ def train_recipe(
         tune_process()
         check_same_recipe(recipe)
         folder = RunFolder(recipe.run.dir)
-        refuse_used(folder)
+        if not used:
+            refuse_used(folder)
         setup = prepare(recipe, start.preprocessing if start else None)
         _check_observed(recipe, profile, 1, setup.plan.steps)
         screen = Console(setup.plan.steps, stream, setup.preprocessing.records, RIGHT[recipe.data.labels])
@@ -54,8 +62,9 @@ def train_recipe(
         barrier("folder is new")
         with folder.locked() if is_main() else nullcontext():
             if is_main():
-                # Another process may have been faster since the first look.
-                refuse_used(folder)
+                if not used:
+                    # Another process may have been faster since the first look.
+                    refuse_used(folder)
                 folder.create(recipe)
                 folder.write_json(PREPROCESSING, setup.dataset.preprocessing.to_json())
                 if start and start.origin:
@@ -86,6 +95,49 @@ def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | 
                 setup.plan.steps, records=setup.preprocessing.records, accuracy=RIGHT[setup.recipe.data.labels]
             )
             return _train(setup, folder, None, screen, goodput, profile, resume=True)
+
+
+def train_or_resume(recipe: Recipe, start_of: Callable[[Recipe], Start | None], *, profile: range | None = None) -> Run:
+    """What a launcher repeats until it is done: trains a recipe, or goes on with the run in its folder.
+
+    A run that was cut off before its first checkpoint begins again; one that is finished is evaluated once more.
+
+    Args:
+      recipe: resolved.
+      start_of: makes the pretrained weights that a recipe names.
+      profile: steps to trace, counted from 1; None: none.
+
+    Raises:
+      UserError: the folder holds a run of another recipe; or as `train_recipe` and `resume_run`.
+    """
+    tune_process()
+    folder = RunFolder(recipe.run.dir)
+    # Process 0 decides for all: files that another process has just written may show later here.
+    exists, saved, finished = (bool(agreed(int(fact))) for fact in _state_of(folder))
+    if exists:
+        _check_recipe_of(folder, recipe)
+    if not saved:
+        return train_recipe(recipe, start_of(recipe), profile=profile, used=exists)
+    if finished:
+        return Run(folder.path, evaluate_run(folder.path))
+    return resume_run(folder.path, profile=profile)
+
+
+def _state_of(folder: RunFolder) -> tuple[bool, bool, bool]:
+    """Whether a run was started in a folder, has a checkpoint, and is finished."""
+    saved = folder.checkpoints.is_dir() and any(entry.name.isdigit() for entry in folder.checkpoints.iterdir())
+    return folder.exists(), saved, folder.status().get("status") == "finished"
+
+
+def _check_recipe_of(folder: RunFolder, recipe: Recipe) -> None:
+    """UserError unless the run in the folder is one of this recipe."""
+    theirs, ours = flat_recipe(folder.recipe()), flat_recipe(recipe)
+    keys = [key for key in ours if key != "run.dir" and ours[key] != theirs.get(key)]
+    if keys:
+        raise UserError(
+            f"{folder.path}: holds a run of another recipe, which differs in {', '.join(keys)}; change a run by: "
+            f"pcls resume {folder.path} {keys[0]}=..., or name another folder: run.dir=FOLDER"
+        )
 
 
 def check_same_recipe(recipe: Recipe) -> None:

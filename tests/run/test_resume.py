@@ -190,3 +190,39 @@ def unfrozen_at_6(tiny, tmp_path_factory, final_state):
     path = tmp_path_factory.mktemp("unfreeze") / "run"
     pcls.train("digits_cnn", tiny | UNFREEZE | {"run.dir": str(path)})
     return final_state(path)
+
+
+def test_the_same_command_starts_goes_on_with_and_at_last_only_evaluates_a_run(
+    tiny, tmp_path, stop_after, final_state, undisturbed, finished_run
+):
+    settings = tiny | {"run.dir": str(tmp_path / "run")}
+    for step in (5, 9):
+        stop_after(step)
+        with pytest.raises(pcls.RestartRequested, match=f"stopped and saved at step {step};"):
+            pcls.train("digits_cnn", settings, resume=True)
+    stop_after(0)
+    first = pcls.train("digits_cnn", settings, resume=True)
+    assert_same(final_state(tmp_path / "run"), undisturbed)
+    assert evaluations(tmp_path / "run") == evaluations(finished_run)
+    written = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
+    second = pcls.train("digits_cnn", settings, resume=True)
+    assert second.evaluation.summary() == first.evaluation.summary()
+    assert {path: path.read_bytes() for path in written} == written
+
+
+def test_a_run_cut_off_before_its_first_checkpoint_begins_again(tiny, copied, final_state, undisturbed, finished_run):
+    shutil.rmtree(copied / "checkpoints")
+    RunFolder(copied).set_status("running", 0, STEPS)
+    pcls.train("digits_cnn", tiny | {"run.dir": str(copied)}, resume=True)
+    assert_same(final_state(copied), undisturbed)
+    assert evaluations(copied) == evaluations(finished_run)
+
+
+def test_the_run_of_another_recipe_is_not_gone_on_with(tiny, copied):
+    changed = tiny | {"run.dir": str(copied), "train.seed": 7, "train.duration": "14 steps"}
+    with pytest.raises(pcls.UserError) as caught:
+        pcls.train("digits_cnn", changed, resume=True)
+    assert str(caught.value) == (
+        f"{copied}: holds a run of another recipe, which differs in train.duration, train.seed; change a run by: "
+        f"pcls resume {copied} train.duration=..., or name another folder: run.dir=FOLDER"
+    )
