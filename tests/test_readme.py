@@ -17,6 +17,8 @@ ADVISE, IMBALANCE = ROOT / "docs" / "advise.md", ROOT / "docs" / "imbalance.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
 PROBES = ROOT / "docs" / "probes.md"
 TUNING = ROOT / "docs" / "tuning.md"
+REPORT = ROOT / "docs" / "report.md"
+MULTILABEL = ROOT / "docs" / "multilabel.md"
 # Run by continuous integration itself, beside this suite.
 RUN_ELSEWHERE = {"make demo", "make test"}
 
@@ -52,12 +54,29 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 # What needs the hub stands in blocks without a language.
 @pytest.mark.parametrize(
     ("page", "count"),
-    [(README, 8), (DATA, 4), (PRETRAINED, 3), (ADVISE, 2), (IMBALANCE, 1), (PROBES, 3), (EVALUATION, 6), (TUNING, 3)],
-    ids=["readme", "data", "weights", "advise", "imbalance", "probes", "evaluation", "tuning"],
+    [
+        (README, 8),
+        (DATA, 4),
+        (PRETRAINED, 3),
+        (ADVISE, 2),
+        (IMBALANCE, 1),
+        (PROBES, 3),
+        (EVALUATION, 6),
+        (TUNING, 3),
+        (REPORT, 3),
+        (MULTILABEL, 4),
+    ],
+    ids=["readme", "data", "weights", "advise", "imbalance", "probes", "evaluation", "tuning", "report", "multilabel"],
 )
 def test_every_command_runs_as_it_stands(folder: Path, page: Path, count: int) -> None:
     found = commands(page)
     assert len(found) >= count
+    if page == MULTILABEL:
+        # The program that makes the data of its commands.
+        (block,) = blocks(page, "python")
+        (folder / "pairs.py").write_text(block, encoding="utf-8")
+        done = run([sys.executable, "pairs.py"], folder)
+        assert done.returncode == 0, done.stderr
     for command in found:
         program, *arguments = shlex.split(command)
         assert program == "pcls", f"{command}: how should this be run?"
