@@ -277,3 +277,12 @@ def test_print_is_light_and_shows_all_of_a_scrolling_table(browser: Any, written
         assert luminance(visit.style("body", "backgroundColor")) == pytest.approx(1.0)
         assert visit.style(".scroll.tall", "overflowY") == "visible"
         assert visit.style("nav", "display") == "none"
+
+
+@pytest.mark.parametrize("classes", [0, 30, 120])
+def test_print_fits_on_a4(browser: Any, written: dict[int, Path], classes: int) -> None:
+    with Visit(browser, written[classes]) as visit:
+        # 210 mm less two margins of 10 mm, at 96 dots an inch.
+        visit.page.set_viewport_size({"width": 718, "height": 1000})
+        visit.page.emulate_media(media="print")
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 718
