@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -170,16 +171,34 @@ def write_whole(content: str | bytes, path: Path) -> Path:
 
 def report_json(report: RunReport | RunsReport) -> dict[str, Any]:
     """What the page says as plain values, without pictures and confusion counts; `null` for what is not known."""
-    tables = {table.title: _table_json(table) for table in report.tables}
-    if isinstance(report, RunsReport):
-        histories = {name: [dict(row) for row in rows] for name, rows in report.histories.items()}
-        return {"title": report.title, "subtitle": report.subtitle, "tables": tables, "histories": histories}
+    return _finite(_run_json(report) if isinstance(report, RunReport) else _runs_json(report))
+
+
+def _finite(value: Any) -> Any:
+    """The same without NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _runs_json(report: RunsReport) -> dict[str, Any]:
+    return {
+        "title": report.title,
+        "subtitle": report.subtitle,
+        "tables": {table.title: _table_json(table) for table in report.tables},
+        "histories": {name: [dict(row) for row in rows] for name, rows in report.histories.items()},
+    }
+
+
+def _run_json(report: RunReport) -> dict[str, Any]:
     evaluation, found = report.evaluation, speed(report.history)
     names = () if evaluation is None else evaluation.class_names
     return {
         "title": report.title,
         "subtitle": report.subtitle,
-        "tables": tables,
+        "tables": {table.title: _table_json(table) for table in report.tables},
         "evaluation": None if evaluation is None else evaluation_json(evaluation),
         "data": None if report.audit is None else asdict(report.audit),
         "confused_pairs": [] if evaluation is None else [asdict(pair) for pair in confused_pairs(evaluation)],

@@ -34,7 +34,7 @@ from pcls.parallel.processes import agreed
 from pcls.pretrained.bundle import load_bundle
 from pcls.run.folder import RunFolder
 from pcls.run.setup import setup_of
-from pcls.run.shown import mistake_of, read_shown
+from pcls.run.shown import mistake_of, read_shown, upright
 
 # Of the records that are explained: the largest losses, and some right answers from all over the set.
 WRONG, RIGHT = 4, 4
@@ -183,7 +183,8 @@ def _evidence(
         return Evidence(number, steps=tuple(step_relevance(relevance[:length], steps).tolist()))
     if order == "patches":
         return Evidence(number, coloured(picture, patch_relevance(relevance, section.patch or CUSTOMARY_PATCH)))
-    return Evidence(number, coloured(picture, relevance.sum(-1)))
+    heat = relevance.sum(-1)
+    return Evidence(number, coloured(picture, heat if length is None else upright(heat[:length])))
 
 
 def _direction(order: Order, length: int | None) -> Literal["down", "right"]:

@@ -57,4 +57,9 @@ def picture_of(sequence: np.ndarray, length: int, preprocessing: Preprocessing) 
     """
     mean, std = (np.asarray(values)[:, None] for values in (preprocessing.mean, preprocessing.std))
     levels = ((sequence[:length] - mean) / std * (1 / 6) + 0.5) * 255
-    return levels.clip(0, 255).astype(np.uint8).swapaxes(0, 1)[::-1]
+    return upright(levels.clip(0, 255).astype(np.uint8))
+
+
+def upright(steps: np.ndarray) -> np.ndarray:
+    """Values of [steps, features, ...] in their places of a picture: time to the right, the first feature below."""
+    return steps.swapaxes(0, 1)[::-1]

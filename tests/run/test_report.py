@@ -10,6 +10,7 @@ import pytest
 import pcls
 from pcls.cli import main
 from pcls.config.schema import ModelSection
+from pcls.data.preprocessing import Preprocessing, SequenceFeatures
 from pcls.errors import UserError
 from pcls.evaluation.count import Predictions
 from pcls.evaluation.report import render
@@ -19,6 +20,7 @@ from pcls.run.explain import Network, explain, method_text, reading
 from pcls.run.folder import RunFolder
 from pcls.run.report import default_path, plan_table, report_of, run_report
 from pcls.run.setup import open_data
+from pcls.run.shown import picture_of, upright
 
 
 @pytest.fixture
@@ -212,6 +214,16 @@ def test_each_kind_of_model_is_explained_in_its_own_way(name, options, method, t
         heat = explained[0].evidence[0].picture.astype(int)
         tint = heat[..., 2] - heat[..., 0]
         assert (tint[:5, :5] > 0).all() or (tint[:5, :5] < 0).all() or (tint[:5, :5] == 0).all()
+
+
+def test_the_colours_of_a_sequence_lie_where_its_picture_has_the_steps():
+    values = np.arange(6.0).reshape(3, 2)
+    shown = Preprocessing(3, 2, 1, mean=(0.0, 0.0), std=(1.0, 1.0), sequence=SequenceFeatures("values"))
+    picture = picture_of(values[..., None].astype(np.float32) / 3, 3, shown)[..., 0].astype(int)
+    # Ascending in time, to the right; the second feature, the larger one, above.
+    assert (np.diff(picture, axis=1) > 0).all()
+    assert (picture[0] > picture[1]).all()
+    assert (upright(values).argsort(axis=None) == picture.argsort(axis=None)).all()
 
 
 def test_nothing_predicted_is_nothing_explained(digits):

@@ -112,13 +112,12 @@ def record_view(mistake: Mistake, names: Sequence[str]) -> dict[str, Any]:
 
 def record_json(mistake: Mistake, names: Sequence[str]) -> dict[str, Any]:
     """The same without the picture."""
-    own = mistake.label_probability
     return {
         "record": mistake.record,
         "label": class_name(mistake.label, names),
         "predicted": class_name(mistake.predicted, names),
-        "probability": mistake.probability if math.isfinite(mistake.probability) else None,
-        "label_probability": own if math.isfinite(own) else None,
+        "probability": mistake.probability,
+        "label_probability": mistake.label_probability,
     }
 
 
