@@ -197,7 +197,12 @@ def _prepared(
     train, held = _split(section, whole.resized(*trained), evaluation and evaluation.resized(*shape))
     if evaluation is None and trained != shape:
         _, held = _split(section, whole.resized(*shape), None)
-    return Dataset(train, held, preprocessing or _array_preprocessing(train, shape), in_memory=True)
+    preprocessing = preprocessing or _array_preprocessing(train, shape)
+    _, height, width, _ = whole.images.shape
+    if height * shape[1] != width * shape[0]:
+        # Their sides were brought to size each by itself; a prediction has to bend a picture as much.
+        preprocessing = replace(preprocessing, crop_mode="squash")
+    return Dataset(train, held, preprocessing, in_memory=True)
 
 
 def _as_asked(section: DataSection, preprocessing: Preprocessing) -> Preprocessing:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from pcls.config.schema import AudioSection, DataSection
 from pcls.data.dataset import SOURCES, data_settings, described_preprocessing, open_dataset
+from pcls.data.decode import fit_pixels
 from pcls.data.preprocessing import IMAGENET_MEAN, Preprocessing, SequenceFeatures, TrainingSize
 from pcls.errors import UserError
 
@@ -125,6 +126,15 @@ def test_an_oblong_array_stays_oblong(ramp):
     assert (preprocessing.height, preprocessing.width, preprocessing.channels) == (3, 4, 1)
 
 
+def test_a_later_picture_is_bent_as_oblong_arrays_were(ramp):
+    for size in (0, 6):
+        dataset = open_dataset(DataSection(source="idx", path=ramp, image_size=size))
+        whole = open_dataset(DataSection(source="idx", path=ramp)).evaluation
+        seen = dataset.evaluation.read(np.arange(len(whole)), dataset.preprocessing, None).images
+        for record, image in enumerate(seen):
+            np.testing.assert_array_equal(fit_pixels(whole.images[record], dataset.preprocessing), image)
+
+
 def test_files_have_imagenet_statistics_and_224_pixels_unless_the_recipe_says_others(write_images):
     root = str(write_images({"a/1.png": 1, "a/2.png": 1, "b/1.png": 1, "b/2.png": 1}))
     assert open_dataset(DataSection(source="folder", path=root, validation=0.5)).preprocessing == Preprocessing(
@@ -137,7 +147,8 @@ def test_files_have_imagenet_statistics_and_224_pixels_unless_the_recipe_says_ot
 def test_the_preprocessing_of_pretrained_weights_holds():
     given = Preprocessing(16, 12, 3, (0.5,) * 3, (0.25,) * 3)
     dataset = open_dataset(DataSection(), given)
-    assert dataset.preprocessing == given
+    # Square pictures are bent to that size, those of predictions too.
+    assert dataset.preprocessing == replace(given, crop_mode="squash")
     assert dataset.train.read(np.arange(2), given, None).images.shape == (2, 16, 12, 3)
 
 
@@ -155,7 +166,8 @@ def test_weights_of_two_sizes_are_trained_with_one_and_evaluated_with_the_other(
         open_dataset(DataSection(source="idx", path=ramp), TWO_SIZES),
     )
     # Arrays are seen whole.
-    for dataset, expected in ((files, TWO_SIZES), (held_out, given), (own_evaluation, given)):
+    bent = replace(given, crop_mode="squash")
+    for dataset, expected in ((files, TWO_SIZES), (held_out, given), (own_evaluation, bent)):
         assert dataset.preprocessing == expected
         train = dataset.train.read(np.arange(2), expected.training, None).images
         evaluation = dataset.evaluation.read(np.arange(1), expected, None).images
