@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pcls.config.schema import DataSection
-from pcls.data.dataset import open_dataset, open_kept
+from pcls.data.dataset import check_one_label, open_dataset, open_kept
 from pcls.data.quarantine import quarantine_text
 from pcls.data.sources.source import Source
 from pcls.data.split import long_tailed
@@ -49,6 +49,7 @@ def open_long_tail(section: DataSection, ratio: float | None) -> LongTail:
       section: of a recipe.
       ratio: 1 or more; None: as the recipe says.
     """
+    check_one_label(section, "pcls data imbalance")
     ratio = section.long_tail if ratio is None else ratio
     dataset = open_dataset(section.model_copy(update={"long_tail": 1.0}))
     kept = long_tailed(dataset.train.labels, ratio, section.split_seed)

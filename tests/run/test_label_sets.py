@@ -145,6 +145,8 @@ def test_what_is_for_one_label_a_record_is_refused(finished, pairs):
     assert refusal(pcls.calibrate, finished) == f"pcls calibrate {said}"
     assert refusal(pcls.compare, finished, finished) == f"pcls compare {said}"
     assert refusal(pcls.report, finished) == f"pcls report {said}"
+    done = CliRunner().invoke(app, ["data", "imbalance", str(pairs), "data.labels=several"])
+    assert str(done.exception) == f"pcls data imbalance {said}"
     assert refusal(pcls.evaluate, finished, by="age") == f"--by age {said}"
     assert "this one gives several" in refusal(pcls.evaluate, finished, data="digits")
     several = {"data.labels": "several"}

@@ -30,6 +30,7 @@ from pcls.data.sources.remote import (
     open_remote_manifest,
     without_secrets,
 )
+from pcls.data.sources.targets import LabelSets
 from pcls.errors import UserError
 
 PREPROCESSING = Preprocessing(4, 6, 3, (0.0,) * 3, (1.0,) * 3)
@@ -364,6 +365,14 @@ def test_a_manifest_and_its_images_are_read_by_url(bucket, cache, monkeypatch):
     assert complaint(open_remote_manifest, "standin://b/set/list.csv", cache) == (
         "standin://b/set/list.csv, row 2: path is absolute; paths have to start at the manifest's own folder"
     )
+
+
+def test_a_manifest_of_several_labels_a_record_is_read_by_url(bucket, cache):
+    fill(bucket, CLASSES | {"b/set/list.csv": b"path,label\ncat/1.png,cat;tame\ndog/1.jpg,\n"})
+    source, _ = open_remote_manifest("standin://b/set/list.csv", cache, LabelSets())
+    assert (source.class_names, source.targets.tolist()) == (("cat", "tame"), [[1, 1], [0, 0]])
+    read = source.read(np.array([1, 0]), PREPROCESSING, None)
+    assert (read.labels.tolist(), read.images[:, 0, 0, 0].tolist()) == ([[0, 0], [1, 1]], [3, 1])
 
 
 def test_a_store_is_the_same_in_another_process_and_asks_a_file_system_of_its_own(bucket, cache, monkeypatch):
