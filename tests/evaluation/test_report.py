@@ -617,6 +617,8 @@ def test_an_explanation_shows_its_bars_or_its_picture_for_each_class() -> None:
     )
     labels = [tag["aria-label"] for tag in Page(html).named("svg") if tag.get("class") == "strip"]
     assert labels == ["Relevance of each step for dog", "Relevance of each step for cat"]
+    # Stretched, so that a step of the picture lies beside its bar.
+    assert [("stretched" in tag["class"]) for tag in Page(html).named("img")] == [True, False, False]
     assert "What speaks for dog" in html
     assert "By gradients." in html
 
