@@ -100,7 +100,7 @@ def final_state():
     def read(path: Path) -> dict[str, Any]:
         folder = RunFolder(path)
         setup = prepare(folder.recipe(), saved_preprocessing(folder))
-        store = CheckpointStore(folder.checkpoints, keep=3, warn=pytest.fail, agree=int)
+        store = CheckpointStore(folder.checkpoints, warn=pytest.fail, agree=int)
         try:
             restored = store.restore(setup.state_shapes, rename=False)
         finally:

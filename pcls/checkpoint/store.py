@@ -8,20 +8,35 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
+import numpy as np
 from orbax.checkpoint.experimental import v1 as ocp
 
-from pcls.checkpoint.manifest import Damaged, read_manifest, verify, write_manifest
-from pcls.errors import UserError
+from pcls.checkpoint.filesystem import Commit, commit_for
+from pcls.checkpoint.leaves import stored_leaves
+from pcls.checkpoint.manifest import Damaged, Leaf, Manifest, leaf_of, read_manifest, verify, write_manifest
+from pcls.checkpoint.retention import Retention
+from pcls.errors import RestartRequested, UserError
 
 Tree = TypeVar("Tree")
+
+HALF = ".orbax-checkpoint-tmp"
+
+
+class NotSaved(UserError):
+    """The disk refused a checkpoint; `reason` says why, and what to do."""
+
+    def __init__(self, folder: Path, reason: str):
+        self.folder, self.reason = folder, reason
+        super().__init__(f"{folder}: a checkpoint could not be written; {reason}, then resume from the last one")
 
 
 class CheckpointStore:
@@ -29,37 +44,63 @@ class CheckpointStore:
 
     Args:
       folder: holds one folder a step; made when first needed.
-      keep: newest steps kept.
       warn: tells a person about a damaged step.
       agree: gives process 0's number to every process.
+      retention: what is kept after each save.
+      about: what every manifest says of where its step comes from.
+      commit: how a save becomes a step; `auto`: by the folder's file system.
     """
 
-    def __init__(self, folder: Path, *, keep: int, warn: Callable[[str], None], agree: Callable[[int], int]):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        warn: Callable[[str], None],
+        agree: Callable[[int], int],
+        retention: Retention | None = None,
+        about: Mapping[str, Any] | None = None,
+        commit: Commit | Literal["auto"] = "auto",
+    ):
         # Orbax wants absolute paths.
         self.folder = folder.absolute()
-        self._keep = keep
         self._warn = warn
         self._agree = agree
+        self._retention = retention or Retention()
+        self._about = about or {}
+        self._commit = commit
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._half: list[Path] = []
 
-    def save(self, step: int, tree: Any) -> None:
-        """Starts saving; returns when the arrays are copied off the devices. A failed save surfaces here or in `wait`.
+    def save(self, step: int, tree: Any, *, score: float | None = None) -> None:
+        """Starts saving; returns when the arrays are copied off the devices. `poll` or `wait` tell of a failure.
+
+        Args:
+          step: its number; by it, and no clock, steps are ordered.
+          tree: its arrays may be given up as soon as this returns.
+          score: of the evaluation at this step, if there was one.
 
         Raises:
-          UserError: the disk refused (full, read-only); steps saved before are as they were.
+          NotSaved: the disk refused (full, read-only), now or at the save before; older steps are as they were.
         """
         self.wait()
         leaves = named_leaves(tree)
-        shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
+        kinds = {name: Leaf(tuple(leaf.shape), str(leaf.dtype)) for name, leaf in leaves.items()}
         with _disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK):
                 # Orbax would find out half-way, and leave a coroutine behind that never ran.
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            response = ocp.save_async(self.folder / str(step), leaves)
-        self._pending = self._finisher.submit(self._finish, response, step, shapes)
+            if jax.process_index() == 0:
+                self._make_way(self.folder / str(step))
+            with self._committing():
+                response = ocp.save_async(self.folder / str(step), leaves)
+        self._pending = self._finisher.submit(self._finish, response, step, kinds, score)
+
+    def poll(self) -> None:
+        """Raises what went wrong with the save under way, if it has ended; does not wait."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
 
     def wait(self) -> None:
         """Waits for the save under way and raises what went wrong with it."""
@@ -78,10 +119,8 @@ class CheckpointStore:
             self._discard_half_saves()
 
     def steps(self) -> list[int]:
-        """Steps with a folder, ascending; valid or not."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
+        """As `steps_in`."""
+        return steps_in(self.folder)
 
     def restore(self, like: Tree, *, rename: bool = True) -> tuple[Tree, int] | None:
         """Loads the newest step that proves valid; damaged ones are named and renamed aside.
@@ -95,6 +134,7 @@ class CheckpointStore:
 
         Raises:
           UserError: the step holds another model's or optimizer's arrays.
+          RestartRequested: its files are as they were written, and other arrays came of them.
         """
         # Process 0 decides, so that no two processes load different steps.
         step = self._agree(self._newest_valid(rename) if jax.process_index() == 0 else 0)
@@ -102,41 +142,68 @@ class CheckpointStore:
             return None
         folder = self.folder / str(step)
         wanted = named_leaves(like)
-        _check_leaves(folder, read_manifest(folder)["leaves"], wanted)
+        found = read_manifest(folder).leaves
+        _check_leaves(folder, found, wanted)
         loaded = ocp.load(folder, wanted)
+        for name in wanted:
+            _check_loaded(folder, name, loaded[name], found[name])
         return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in wanted]), step
 
-    def _finish(self, response: Any, step: int, leaves: dict[str, Any]) -> None:
+    def _make_way(self, folder: Path) -> None:
+        """A cut-off save of the same step is set aside; FileExistsError where it is a valid step."""
+        if folder.exists():
+            problem = problem_of(folder, full=False)
+            if problem is None:
+                raise FileExistsError(errno.EEXIST, f"{folder.name} is a valid step already")
+            self._warn(f"checkpoint step {folder.name} is damaged ({problem}); kept as {set_aside(folder).name}")
+        self._half = [half for half in self._half if half.name.removesuffix(HALF) != folder.name]
+
+    @contextmanager
+    def _committing(self) -> Iterator[None]:
+        """Orbax's way of making a save a step, chosen here: its own choice goes by the path's beginning alone."""
+        commit = commit_for(self.folder) if self._commit == "auto" else self._commit
+        modes = ocp.options.AtomicityMode
+        context = ocp.Context()
+        context.atomicity.mode = modes.COMMIT_FILE if commit == "marker" else modes.ATOMIC_RENAME
+        with context:
+            yield
+
+    def _finish(self, response: Any, step: int, kinds: dict[str, Leaf], score: float | None) -> None:
+        folder = self.folder / str(step)
         try:
             response.result()
         except BaseException:
             # What a failed save leaves behind is no step, and fills the disk that may have been the reason.
-            self._half.append(self.folder / f"{step}.orbax-checkpoint-tmp")
+            self._half += [folder.with_name(f"{step}{HALF}"), folder]
             self._discard_half_saves()
             raise
         if jax.process_index() != 0:
             return
         try:
-            write_manifest(self.folder / str(step), step, leaves)
-        except BaseException:
-            shutil.rmtree(self.folder / str(step), ignore_errors=True)
+            # Read back: a step that cannot be read is none, and is known as such while its successor can be made.
+            leaves = stored_leaves(folder, kinds)
+            write_manifest(folder, step, leaves, score=score, about=self._about)
+        except BaseException as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, Damaged):
+                raise OSError(errno.EIO, f"what was written reads back otherwise ({error})") from error
             raise
-        for old in self._valid_steps()[: -self._keep]:
-            shutil.rmtree(self.folder / str(old))
+        prune(self.folder, self._retention)
 
     def _discard_half_saves(self) -> None:
         for folder in self._half:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _valid_steps(self) -> list[int]:
-        return [step for step in self.steps() if _problem(self.folder / str(step), full=False) is None]
-
     def _newest_valid(self, rename: bool) -> int:
         """The newest step whose digests hold, or -1; damaged ones on the way are named, and set aside if wanted."""
+        if rename and self.folder.is_dir():
+            # Of killed saves; they were never steps.
+            for half in self.folder.glob(f"*{HALF}"):
+                shutil.rmtree(half, ignore_errors=True)
         damaged = []
         valid = -1
         for step in reversed(self.steps()):
-            problem = _problem(self.folder / str(step), full=True)
+            problem = problem_of(self.folder / str(step), full=True)
             if problem is None:
                 valid = step
                 break
@@ -149,6 +216,60 @@ class CheckpointStore:
         return valid
 
 
+def steps_in(folder: Path) -> list[int]:
+    """The steps that have a folder, ascending; valid or not."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+
+
+def manifest_of(folder: Path, *, full: bool) -> Manifest:
+    """The manifest of a step, whose files have the right sizes, and if wanted digests; raises Damaged."""
+    manifest = read_manifest(folder)
+    if str(manifest.step) != folder.name:
+        raise Damaged(f"its manifest is that of step {manifest.step}")
+    if full:
+        verify(folder, manifest)
+    return manifest
+
+
+def problem_of(folder: Path, *, full: bool) -> str | None:
+    """What is wrong with a step, or None; sizes only, or digests too."""
+    try:
+        manifest_of(folder, full=full)
+    except Damaged as error:
+        return str(error)
+    return None
+
+
+def prune(folder: Path, retention: Retention, *, full: bool = False) -> list[int]:
+    """Deletes the steps that are not kept, oldest first; returns them.
+
+    Damaged steps stay where they are, and count for nothing: what is kept is valid.
+
+    Args:
+      folder: of all steps.
+      retention: what to keep.
+      full: whether a step counts by its digests, not only its sizes.
+    """
+    removed = prunable(folder, retention, full=full)
+    for step in removed:
+        shutil.rmtree(folder / str(step))
+    return removed
+
+
+def prunable(folder: Path, retention: Retention, *, full: bool = False) -> list[int]:
+    """The steps that `prune` would delete."""
+    scores = {}
+    for step in steps_in(folder):
+        try:
+            scores[step] = manifest_of(folder / str(step), full=full).score
+        except Damaged:
+            continue
+    kept = retention.reasons(scores)
+    return [step for step in sorted(scores) if step not in kept]
+
+
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise when a disk refuses into one line."""
@@ -156,17 +277,17 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         text = str(error)
-        if "No space left" in text:
+        code = re.search(r"os_error_code='(\d+)'", text)
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        if number == errno.ENOSPC or "No space left" in text:
             reason = "no space left on the disk: free some"
+        elif code:
+            reason = f"{os.strerror(int(code[1]))}: check the folder"
         elif isinstance(error, OSError):
             reason = f"{error.strerror or text}: check the folder"
-        elif "os_error_code" in text:
-            reason = f"{' '.join(text.split())[:200]}: check the folder"
         else:
             raise
-        raise UserError(
-            f"{folder}: a checkpoint could not be written; {reason}, then resume from the last one"
-        ) from error
+        raise NotSaved(folder, reason) from error
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -185,26 +306,30 @@ def set_aside(folder: Path) -> Path:
     return folder.rename(target)
 
 
-def _problem(folder: Path, *, full: bool) -> str | None:
-    try:
-        manifest = read_manifest(folder)
-        if full:
-            verify(folder, manifest)
-    except Damaged as error:
-        return str(error)
-    return None
-
-
-def _check_leaves(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _check_leaves(folder: Path, found: Mapping[str, Leaf], wanted: Mapping[str, Any]) -> None:
     """Orbax would cast types and leave out leaves silently."""
-    expected = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in wanted.items()}
-    for name in [*expected, *found]:
-        if found.get(name) != expected.get(name):
+    here = {name: str(Leaf(tuple(leaf.shape), str(leaf.dtype))) for name, leaf in wanted.items()}
+    there = {name: str(leaf) for name, leaf in found.items()}
+    for name in [*here, *there]:
+        if there.get(name) != here.get(name):
             raise UserError(
-                f"{folder}: is a checkpoint of another model: {name} is {_shape(found.get(name))} there and "
-                f"{_shape(expected.get(name))} here; use the run's own recipe"
+                f"{folder}: is a checkpoint of another model: {name} is {there.get(name, 'absent')} there and "
+                f"{here.get(name, 'absent')} here; use the run's own recipe"
             )
 
 
-def _shape(entry: Any) -> str:
-    return "absent" if entry is None else f"{entry[1]}[{', '.join(map(str, entry[0]))}]"
+def _check_loaded(folder: Path, name: str, leaf: jax.Array, expected: Leaf) -> None:
+    """The last link between disk and device: what came of files whose digests hold."""
+    array = _on_host(leaf)
+    if array is not None and leaf_of(array) != expected:
+        raise RestartRequested(
+            f"{folder}: leaf {name} is not what was saved, though the files are: this machine's memory or disk is not "
+            "to be trusted; resume once more, on another machine if you can"
+        )
+
+
+def _on_host(leaf: jax.Array) -> np.ndarray | None:
+    """The whole array, or None where other processes hold parts of it."""
+    if leaf.is_fully_replicated:
+        return np.asarray(leaf.addressable_data(0))
+    return np.asarray(leaf) if leaf.is_fully_addressable else None

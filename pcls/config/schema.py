@@ -580,10 +580,20 @@ class CheckpointSection(Section):
     Attributes:
       every: distance of checkpoints; one more always follows the last step.
       keep: newest checkpoints kept.
+      keep_best: checkpoints kept too that have the best top-1 accuracy, or mAP where records carry several labels, of
+        those at whose step the run is evaluated.
+      keep_every: distance of checkpoints that are kept for good; 0: none.
+      on_failure: what follows when the disk refuses a checkpoint: `stop`, or `go_on` and try again at the next.
+      commit: how a checkpoint becomes valid: `rename` of a finished folder, `marker` for mounted buckets, which cannot
+        rename a folder at once; `auto`: `marker` on FUSE mounts, else `rename`.
     """
 
     every: Length = Duration(1, "epochs")
     keep: Annotated[int, Field(ge=2)] = 2
+    keep_best: Annotated[int, Field(ge=0)] = 0
+    keep_every: Length = Duration(0, "steps")
+    on_failure: Literal["stop", "go_on"] = "stop"
+    commit: Literal["auto", "rename", "marker"] = "auto"
 
 
 class ObserveSection(Section):

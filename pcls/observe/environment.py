@@ -20,13 +20,18 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": package_versions(),
         "backend": jax.default_backend(),
         "devices": describe_devices(jax.devices()),
         "processes": jax.process_count(),
         "commit": _commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def package_versions() -> dict[str, str]:
+    """The version of each package that results depend on."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def describe_devices(devices: Sequence[jax.Device]) -> str:

@@ -185,7 +185,7 @@ def evaluate_run(path: str | Path, *, tta: str = "", by: str = "") -> Evaluation
         check_one_label(recipe.data, f"--by {by}")
     setup = prepare(recipe, saved_preprocessing(folder))
     values = column_values(recipe.data, setup.dataset.evaluation, by) if by else []
-    store = CheckpointStore(folder.checkpoints, keep=recipe.checkpoint.keep, warn=_warn, agree=agreed)
+    store = CheckpointStore(folder.checkpoints, warn=_warn, agree=agreed)
     try:
         restored = store.restore(setup.state_shapes, rename=False)
     finally:

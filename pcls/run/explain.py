@@ -69,7 +69,7 @@ def network_of(folder: RunFolder, recipe: Recipe, dataset: Dataset) -> Network |
         bundle = load_bundle(folder.bundle)
         return Network(bundle.definition(), dict(bundle.params), dict(bundle.stats), bundle.precision)
     setup = setup_of(recipe, dataset)
-    store = CheckpointStore(folder.checkpoints, keep=recipe.checkpoint.keep, warn=lambda text: None, agree=agreed)
+    store = CheckpointStore(folder.checkpoints, warn=lambda text: None, agree=agreed)
     try:
         restored = store.restore(setup.state_shapes, rename=False)
     finally:

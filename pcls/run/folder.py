@@ -179,7 +179,8 @@ def _holder(lock: Path) -> dict[str, Any] | None:
 
 def _age(lock: Path) -> float:
     try:
-        return time.time() - lock.stat().st_mtime
+        # A clock that was set back in between gives no negative age: nobody would wait for it to pass.
+        return abs(time.time() - lock.stat().st_mtime)
     except FileNotFoundError:
         return 0.0
 

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcls.checkpoint.store import CheckpointStore
 from pcls.config import Recipe
 from pcls.config.load import with_overrides
 from pcls.data.pipeline import Batch, Workers, training_batches
@@ -29,8 +28,8 @@ from pcls.evaluation.label_sets import LabelEvaluation
 from pcls.evaluation.metrics import Evaluation
 from pcls.observe.console import Console
 from pcls.observe.goodput import Goodput
-from pcls.parallel.processes import agreed
 from pcls.parallel.tuning import tune_process
+from pcls.run.checkpoints import run_store
 from pcls.run.evaluate import PREPROCESSING
 from pcls.run.folder import RunFolder
 from pcls.run.session import ORIGIN, Run, Session
@@ -200,14 +199,13 @@ class _SeedSession(Session):
 
     def end(self, state: TrainState) -> Run:
         """After the last step."""
-        with self._goodput.lost_to("checkpoint"):
-            self._store.wait()
+        self._settle(True)
         self._write(self._goodput.row(int(state.step)))
         return self._deliver(state)
 
     def stop(self, step: int) -> None:
         """Saved before the last step."""
-        self._store.wait()
+        self._settle(False)
         self._set_status("stopped", step)
 
     def leave(self) -> None:
@@ -233,7 +231,7 @@ def _train_together(
         sessions: list[_SeedSession] = []
         for recipe, setup, start in zip(recipes, setups, starts, strict=True):
             folder = _new_folder(recipe, setup, start, stack)
-            store = CheckpointStore(folder.checkpoints, keep=recipe.checkpoint.keep, warn=console.say, agree=agreed)
+            store = run_store(setup, folder, console.say)
             stack.callback(store.close)
             goodput = stack.enter_context(closing(Goodput()))
             screen = nowhere if sessions else console
@@ -283,10 +281,7 @@ def _new_folder(recipe: Recipe, setup: Setup, start: Start | None, stack: ExitSt
 
 def initial_states(setups: Sequence[Setup], starts: Sequence[Start | None]) -> list[TrainState]:
     """The state of each seed before its first step."""
-    weights = [
-        start_weights(start, setup, None)
-        for start, setup in zip(starts, setups, strict=True)
-    ]
+    weights = [start_weights(start, setup, None) for start, setup in zip(starts, setups, strict=True)]
     if weights[0] is not None:
         return [setup.initial_state(own) for setup, own in zip(setups, weights, strict=True)]
     setup = setups[0]

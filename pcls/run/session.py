@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from pcls.checkpoint.store import CheckpointStore
+from pcls.checkpoint.store import CheckpointStore, NotSaved
 from pcls.config.load import flat_recipe
 from pcls.data.dataset import Dataset
 from pcls.data.order import BucketedOrder, Order
@@ -96,6 +96,8 @@ class Session:
         self._at_end = ExitStack()
         self._sinks: list[MetricFiles | Wandb] = []
         self._result: tuple[Evaluation, Predictions] | tuple[LabelEvaluation, LabelScores] | None = None
+        self._score_at: dict[int, float] = {}
+        self._not_saved: NotSaved | None = None
 
     def train(self, state: TrainState, first: int) -> Run:
         """Trains, then delivers; or stops on request, saved."""
@@ -111,8 +113,7 @@ class Session:
             if finished and self._result is None:
                 # No step was left to take: a kill came between the last one and the bundle, or the run has none.
                 self.evaluate(state, plan.steps)
-            with self._goodput.lost_to("checkpoint"):
-                self._store.wait()
+            self._settle(finished)
             self._write(self._goodput.row(int(state.step)))
         finally:
             self._at_end.close()
@@ -135,8 +136,9 @@ class Session:
         return place(batch, sharding, batches * self._setup.plan.batch_size)
 
     def progress(self, meter: Meter, step: int) -> None:
-        """Redraws the progress line now and then."""
+        """Redraws the progress line now and then, and says what became of a checkpoint."""
         self._profiler.after(step, self._setup.plan.after_dispatch(step))
+        self._tolerating(self._store.poll)
         if self._console and meter.has_numbers and self._console.due():
             self._console.progress(meter.current(step))
 
@@ -174,6 +176,7 @@ class Session:
         self._write(row)
         if step < self._setup.plan.steps:
             self._write(self._goodput.row(step))
+        self._score_at = {step: evaluation.score}
         best = evaluation.score > float(state.best_top1)
         self._say(evaluation_line(row | {"best": best and step > self._setup.plan.evaluate_every}))
         return evaluation.score
@@ -181,8 +184,31 @@ class Session:
     def save(self, state: TrainState, step: int) -> None:
         """Starts a checkpoint."""
         with self._goodput.lost_to("checkpoint"):
-            self._store.save(step, state)
+            # What became of the one before is no reason not to try this one.
+            self._tolerating(self._store.wait)
+            self._not_saved = None
+            self._tolerating(lambda: self._store.save(step, state, score=self._score_at.get(step)))
         self._set_status("running", step)
+
+    def _tolerating(self, act: Callable[[], None]) -> None:
+        """Raises NotSaved only where the recipe wants the run to end by it; else says it."""
+        try:
+            act()
+        except NotSaved as error:
+            if self._setup.recipe.checkpoint.on_failure == "stop":
+                raise
+            self._not_saved = error
+            self._say(
+                f"{error.folder}: a checkpoint could not be written; {error.reason}; training goes on and tries "
+                "again at the next one (checkpoint.on_failure=go_on)"
+            )
+
+    def _settle(self, finished: bool) -> None:
+        """Waits for the last checkpoint. A finished run can do without it; one that stops has nothing else to go on."""
+        with self._goodput.lost_to("checkpoint"):
+            self._tolerating(self._store.wait)
+        if self._not_saved and not finished:
+            raise self._not_saved
 
     def _open(self, first: int) -> None:
         """Process 0's files."""

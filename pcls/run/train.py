@@ -7,7 +7,6 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TextIO
 
-from pcls.checkpoint.store import CheckpointStore
 from pcls.config import Recipe
 from pcls.config.load import Overrides, flat_recipe, with_overrides
 from pcls.errors import UserError
@@ -18,6 +17,7 @@ from pcls.observe.profile import check_steps
 from pcls.observe.sinks import require_wandb
 from pcls.parallel.processes import agreed, barrier, differing, is_main
 from pcls.parallel.tuning import tune_process
+from pcls.run.checkpoints import run_store
 from pcls.run.evaluate import PREPROCESSING, evaluate_run, saved_preprocessing
 from pcls.run.folder import RunFolder
 from pcls.run.session import ORIGIN, Run, Session
@@ -176,7 +176,7 @@ def _train(
 ) -> Run:
     console = screen if is_main() else None
     warn = console.say if console else lambda text: None
-    store = CheckpointStore(folder.checkpoints, keep=setup.recipe.checkpoint.keep, warn=warn, agree=agreed)
+    store = run_store(setup, folder, warn)
     try:
         restored = store.restore(setup.state_shapes) if resume else None
         if resume and restored is None and has_first_weights(setup.recipe):

@@ -2,14 +2,17 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcls.checkpoint.store import CheckpointStore, set_aside
-from pcls.errors import UserError
+from pcls.checkpoint.manifest import Damaged, read_manifest
+from pcls.checkpoint.retention import Retention
+from pcls.checkpoint.store import CheckpointStore, NotSaved, set_aside
+from pcls.errors import RestartRequested, UserError
 from pcls.parallel.mesh import make_mesh
 from pcls.parallel.rules import sharding
 
@@ -44,9 +47,10 @@ def assert_same(found, expected):
 
 
 @contextlib.contextmanager
-def store_in(folder, *, keep=3, warnings=None):
+def store_in(folder, *, keep=3, warnings=None, **options):
     warnings = [] if warnings is None else warnings
-    store = CheckpointStore(folder, keep=keep, warn=warnings.append, agree=lambda value: value)
+    options = {"retention": Retention(keep)} | options
+    store = CheckpointStore(folder, warn=warnings.append, agree=lambda value: value, **options)
     try:
         yield store
     finally:
@@ -264,7 +268,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_step(small_disk):
 
 @pytest.mark.faults
 def test_a_disk_that_is_full_before_the_manifest_leaves_no_half_step(saved, monkeypatch):
-    def refuse(*args):
+    def refuse(*args, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("pcls.checkpoint.store.write_manifest", refuse)
@@ -273,6 +277,139 @@ def test_a_disk_that_is_full_before_the_manifest_leaves_no_half_step(saved, monk
         with pytest.raises(UserError, match="no space left on the disk"):
             store.wait()
     assert sorted(path.name for path in saved.iterdir()) == ["4", "8"]
+
+
+@pytest.mark.faults
+def test_a_failed_save_is_told_by_a_poll_and_the_next_one_succeeds(saved, monkeypatch):
+    def refuse(*args, **options):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    with store_in(saved) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr("pcls.checkpoint.store.write_manifest", refuse)
+            store.save(12, tree_at(12))
+            with pytest.raises(NotSaved, match="File too large: check the folder"):
+                for _ in range(200):
+                    store.poll()
+                    time.sleep(0.05)
+        store.poll()
+        store.save(12, tree_at(12))
+        store.wait()
+        assert store.steps() == [4, 8, 12]
+    # Closing has thrown away what the failed save left, and not what came after it.
+    assert restored(saved)[1:] == (12, [])
+
+
+def test_a_cut_off_save_of_the_same_step_makes_way_and_a_valid_one_does_not(saved):
+    warnings = []
+    (saved / "12").mkdir()
+    with store_in(saved, warnings=warnings) as store:
+        store.save(12, tree_at(12))
+        with pytest.raises(NotSaved, match="8 is a valid step already"):
+            store.save(8, tree_at(8))
+    assert warnings == ["checkpoint step 12 is damaged (it has no manifest: its save was cut off); kept as 12.corrupt"]
+    assert restored(saved)[1] == 12
+
+
+@pytest.mark.parametrize("commit", ["rename", "marker"])
+def test_either_way_to_commit_makes_steps_that_come_back(tmp_path, commit, monkeypatch):
+    renamed = []
+    for name in ("rename", "replace"):
+        act = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda a, b, act=act, **rest: (renamed.append(os.fspath(a)), act(a, b, **rest)))
+    with store_in(tmp_path / "checkpoints", commit=commit) as store:
+        store.save(1, tree_at(1))
+        store.save(2, tree_at(2))
+    folders = [name for name in renamed if name.endswith(".orbax-checkpoint-tmp")]
+    assert len(folders) == (2 if commit == "rename" else 0)
+    tree, step, warnings = restored(tmp_path / "checkpoints")
+    assert (step, warnings) == (2, [])
+    assert_same(tree, tree_at(2))
+
+
+@pytest.mark.faults
+def test_a_save_in_place_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    from orbax.checkpoint.experimental import v1 as ocp
+
+    save_async = ocp.save_async
+
+    class Refused:
+        def __init__(self, *arguments):
+            self.result_of_all = save_async(*arguments).result
+
+        def result(self):
+            self.result_of_all()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    folder = tmp_path / "checkpoints"
+    with store_in(folder, commit="marker") as store:
+        store.save(1, tree_at(1))
+        store.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp, "save_async", Refused)
+            store.save(2, tree_at(2))
+            with pytest.raises(NotSaved, match="Input/output error"):
+                store.wait()
+    assert [path.name for path in folder.iterdir()] == ["1"]
+
+
+def test_a_step_that_reads_back_otherwise_is_not_saved(saved, monkeypatch):
+    def other(folder, leaves):
+        raise Damaged("leaf params/kernel cannot be read (it is cut)")
+
+    monkeypatch.setattr("pcls.checkpoint.store.stored_leaves", other)
+    with store_in(saved) as store:
+        store.save(12, tree_at(12))
+        with pytest.raises(NotSaved, match=r"reads back otherwise \(leaf params/kernel cannot be read"):
+            store.wait()
+    assert sorted(path.name for path in saved.iterdir()) == ["4", "8"]
+
+
+def test_arrays_that_come_otherwise_from_good_files_end_the_run_by_the_leaf_s_name(pristine, monkeypatch):
+    from pcls.checkpoint import store as module
+
+    load = module.ocp.load
+
+    def wrong(folder, wanted):
+        found = load(folder, wanted)
+        return found | {"half": found["half"].at[2].add(1)}
+
+    monkeypatch.setattr(module.ocp, "load", wrong)
+    with store_in(pristine) as store, pytest.raises(RestartRequested, match="leaf half is not what was saved"):
+        store.restore(shapes_of(tree_at(0)))
+
+
+def test_the_best_steps_stay_by_the_scores_that_they_were_saved_with(tmp_path):
+    scores = {1: 0.5, 2: 0.9, 3: float("nan"), 4: 0.8, 5: 0.7, 6: None}
+    with store_in(tmp_path / "checkpoints", retention=Retention(2, best=1)) as store:
+        for step, score in scores.items():
+            store.save(step, tree_at(step), score=score)
+        store.wait()
+        assert store.steps() == [2, 5, 6]
+    assert [read_manifest(tmp_path / "checkpoints" / str(step)).score for step in (2, 5, 6)] == [0.9, 0.7, None]
+
+
+def test_a_folder_of_another_step_s_number_is_damage(saved):
+    (saved / "8").rename(saved / "9")
+    _, step, warnings = restored(saved)
+    assert step == 4
+    assert warnings[0].startswith("checkpoint step 9 is damaged (its manifest is that of step 8)")
+
+
+@pytest.mark.faults
+def test_steps_are_ordered_by_number_whatever_the_clock_said(saved):
+    os.utime(saved / "4", (4e9, 4e9))
+    os.utime(saved / "8", (0, 0))
+    assert restored(saved)[1:] == (8, [])
+
+
+@pytest.mark.faults
+def test_half_saves_of_killed_processes_are_removed_by_the_writer_only(saved):
+    half = shutil.copytree(saved / "8", saved / "12.orbax-checkpoint-tmp")
+    restored(saved, rename=False)
+    assert half.is_dir()
+    restored(saved)
+    assert not half.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):

@@ -23,7 +23,7 @@ from pcls.nn.pooling import global_mean_pool
 from pcls.observe.chips import CHIPS
 from pcls.observe.goodput import CAUSES
 from pcls.observe.sinks import read_metrics
-from pcls.run import session
+from pcls.run import evaluate, session
 from pcls.run.setup import prepare
 
 LOST = [f"lost_to_{cause}" for cause in ("compile", *CAUSES)]
@@ -63,7 +63,7 @@ def test_what_is_booked_was_really_spent(tmp_path, tiny, monkeypatch):
         return lambda *arguments, **options: (time.sleep(0.5), method(*arguments, **options))[1]
 
     monkeypatch.setattr(session, "training_batches", slow_batches)
-    monkeypatch.setattr(session.Evaluator, "__call__", slow(session.Evaluator.__call__))
+    monkeypatch.setattr(evaluate.Evaluator, "__call__", slow(evaluate.Evaluator.__call__))
     monkeypatch.setattr(session.CheckpointStore, "save", slow(session.CheckpointStore.save))
     run = pcls.train("digits_rnn", tiny | {"train.duration": "3 steps", "run.dir": str(tmp_path / "run")})
     (row,) = goodput_rows(run.path)
