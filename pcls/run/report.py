@@ -51,7 +51,10 @@ class Bounds(Protocol):
         """Best and worst."""
 
 
-FASTER = " What happened is faster: the device was busy when it was measured, or its caches hold what layers put out."
+FASTER = (
+    " What happened is faster: the device was busy when it was measured, its caches hold what layers put out, or less "
+    "was done than is counted here (frozen layers, shorter sequences, smaller images)."
+)
 
 # A device's limits by its name; `cpu`: this machine's.
 LimitsOf = Callable[[str], Bounds]
