@@ -19,6 +19,7 @@ PROBES = ROOT / "docs" / "probes.md"
 TUNING = ROOT / "docs" / "tuning.md"
 REPORT = ROOT / "docs" / "report.md"
 MULTILABEL = ROOT / "docs" / "multilabel.md"
+FINETUNING = ROOT / "docs" / "finetuning.md"
 # Run by continuous integration itself, beside this suite.
 RUN_ELSEWHERE = {"make demo", "make test"}
 
@@ -65,8 +66,9 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         (TUNING, 3),
         (REPORT, 3),
         (MULTILABEL, 4),
+        (FINETUNING, 4),
     ],
-    ids=["readme", "data", "weights", "advise", "imbalance", "probes", "evaluation", "tuning", "report", "multilabel"],
+    ids=lambda value: value.stem if isinstance(value, Path) else "",
 )
 def test_every_command_runs_as_it_stands(folder: Path, page: Path, count: int) -> None:
     found = commands(page)
