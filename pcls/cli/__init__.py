@@ -12,6 +12,7 @@ import typer
 from pcls.cli.advise import advise
 from pcls.cli.bench import bench
 from pcls.cli.calibrate import calibrate
+from pcls.cli.checkpoints import app as checkpoints_app
 from pcls.cli.compare import compare
 from pcls.cli.config import app as config_app
 from pcls.cli.data import app as data_app
@@ -51,6 +52,7 @@ app.command("report")(report)
 app.command("plan")(plan)
 app.command("bench")(bench)
 app.command("demo")(demo)
+app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")

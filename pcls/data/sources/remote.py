@@ -85,7 +85,7 @@ def local_file(url: str, cache: Path) -> Path:
     Raises:
       UserError: it is not there, cannot be fetched, or the disk is full; nothing half-written is left.
     """
-    fs, path = _file_system(url)
+    fs, path = file_system(url)
     about = _asked(url, lambda: {**fs.info(path), "version": fs.ukey(path)})
     if about["type"] == "directory":
         raise UserError(f"{without_secrets(url)}: is a folder; a file is needed")
@@ -112,7 +112,7 @@ def local_folder(url: str, cache: Path, suffixes: tuple[str, ...]) -> Path:
       UserError: there are no such files, they cannot be fetched, or the disk is full.
     """
     root = url.rstrip("/")
-    fs, path = _file_system(root)
+    fs, path = file_system(root)
     names = [name[len(path) + 1 :] for name in _asked(root, lambda: fs.find(path))]
     wanted = sorted(name for name in names if name.endswith(suffixes))
     if not wanted:
@@ -206,7 +206,7 @@ def _joined(root: str, part: str) -> str:
 
 
 def _listing(url: str) -> Listing:
-    fs, root = _file_system(url)
+    fs, root = file_system(url)
     folders = _folders(url, fs, root)
     if "train" not in folders:
         return {"": _classes(url, fs, root, folders)}
@@ -292,7 +292,7 @@ class RemoteFileStore:
 
     def _fetched(self, record: int) -> bytes | Unreadable:
         try:
-            fs, root = _file_system(self.url)
+            fs, root = file_system(self.url)
             data = _persistently(partial(_whole, fs, f"{root}/{self.files[record]}", self._size(record)))
         # Each file system has its own exceptions; whichever it is, this image is not to be had.
         except Exception as error:
@@ -394,7 +394,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it.
 
     Raises:
