@@ -11,8 +11,8 @@ from scipy.special import expit
 MIN_CARRIERS = 10
 # Where nothing can be chosen.
 EVEN = 0.5
-# Of the threshold of all labels: 0.01, 0.02 ... 0.99.
-GRID = 100
+# What the threshold of all labels may be: 0.01, 0.02 ... 0.99.
+GRID = np.arange(1, 100) / 100
 
 
 class Thresholds(NamedTuple):
@@ -74,16 +74,16 @@ def best_threshold(carries: np.ndarray, scores: np.ndarray) -> float:
 
 def threshold_of_all(targets: np.ndarray, logits: np.ndarray) -> float:
     """The one threshold of a grid with the best F1 over all labels together; 0.5 where no record carries any."""
-    every, carried = np.zeros(GRID), np.zeros(GRID)
+    every, carried = np.zeros(len(GRID) + 1), np.zeros(len(GRID) + 1)
     for label, carries in enumerate(targets.T > 0):
-        # Bin k has what reaches k / GRID, and no more.
-        bins = np.minimum((probabilities(logits[:, label]) * GRID).astype(int), GRID - 1)
-        every += np.bincount(bins, minlength=GRID)
-        carried += np.bincount(bins[carries], minlength=GRID)
+        # By how many thresholds a probability reaches.
+        reached = np.searchsorted(GRID, probabilities(logits[:, label]), side="right")
+        every += np.bincount(reached, minlength=len(every))
+        carried += np.bincount(reached[carries], minlength=len(every))
     if not carried.any():
         return EVEN
     given, hits = every[::-1].cumsum()[::-1][1:], carried[::-1].cumsum()[::-1][1:]
     f1 = 2 * hits / np.maximum(given + carried.sum(), 1)
     # The middle of the best: at an end of them the next records would tip it over.
     best = np.flatnonzero(f1 == f1.max())
-    return float((best[len(best) // 2] + 1) / GRID)
+    return float(GRID[best[len(best) // 2]])
