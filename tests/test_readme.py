@@ -1,5 +1,6 @@
 """The commands of README and docs, run as they stand there, in a folder with two classes of real photographs."""
 
+import json
 import os
 import re
 import shlex
@@ -17,11 +18,22 @@ ADVISE, IMBALANCE = ROOT / "docs" / "advise.md", ROOT / "docs" / "imbalance.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
 PROBES = ROOT / "docs" / "probes.md"
 TUNING = ROOT / "docs" / "tuning.md"
+LAUNCHING = ROOT / "docs" / "launching.md"
 REPORT = ROOT / "docs" / "report.md"
 MULTILABEL = ROOT / "docs" / "multilabel.md"
 FINETUNING = ROOT / "docs" / "finetuning.md"
 # Run by continuous integration itself, beside this suite.
 RUN_ELSEWHERE = {"make demo", "make test"}
+
+# A page's commands in one process: jax takes seconds to be imported.
+ONE_AFTER_ANOTHER = """
+import json, sys
+from pcls.cli import main
+for argv in json.loads(sys.argv[1]):
+    print("$ pcls", *argv, flush=True)
+    if code := main(argv):
+        sys.exit(f"pcls {argv} ended with {code}")
+"""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -64,6 +76,7 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         (PROBES, 3),
         (EVALUATION, 6),
         (TUNING, 3),
+        (LAUNCHING, 9),
         (REPORT, 3),
         (MULTILABEL, 4),
         (FINETUNING, 4),
@@ -79,11 +92,10 @@ def test_every_command_runs_as_it_stands(folder: Path, page: Path, count: int) -
         (folder / "pairs.py").write_text(block, encoding="utf-8")
         done = run([sys.executable, "pairs.py"], folder)
         assert done.returncode == 0, done.stderr
-    for command in found:
-        program, *arguments = shlex.split(command)
-        assert program == "pcls", f"{command}: how should this be run?"
-        done = run([sys.executable, "-m", "pcls", *arguments], folder)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    argvs = [shlex.split(command) for command in found]
+    assert {program for program, *_ in argvs} == {"pcls"}
+    done = run([sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps([arguments for _, *arguments in argvs])], folder)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     made = {README: "runs/photos/report.html", DATA: "photos-records/dataset.json"}
     assert page not in made or (folder / made[page]).is_file()
 

@@ -19,6 +19,7 @@ from pcls.cli.data import app as data_app
 from pcls.cli.demo import demo
 from pcls.cli.evaluate import evaluate
 from pcls.cli.finetune import finetune
+from pcls.cli.launch import app as launch_app
 from pcls.cli.lr import lr
 from pcls.cli.models import app as models_app
 from pcls.cli.plan import plan
@@ -52,6 +53,7 @@ app.command("report")(report)
 app.command("plan")(plan)
 app.command("bench")(bench)
 app.command("demo")(demo)
+app.add_typer(launch_app, name="launch")
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")

@@ -46,6 +46,15 @@ VERBS = [
     ["data", "doctor"],
     ["data", "imbalance"],
     ["data", "convert"],
+    ["launch", "local"],
+    ["launch", "ssh"],
+    ["launch", "slurm"],
+    ["launch", "tpu-vm"],
+    ["launch", "queued"],
+    ["launch", "jobset-tpu"],
+    ["launch", "jobset-gpu"],
+    ["launch", "xpk"],
+    ["launch", "sky"],
 ]
 
 

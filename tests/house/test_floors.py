@@ -18,7 +18,7 @@ FLOORS = [
     {"data", "models"},
     {"evaluation", "pretrained", "training"},
     {"planning", "run"},
-    {"compress", "deliver", "transfer"},
+    {"compress", "deliver", "launch", "transfer"},
     {ROOF},
     {"cli"},
     {"__main__"},
