@@ -15,8 +15,8 @@ from pcls.launch.policy import SHELL_SIGNAL_BASE, final_codes
 from pcls.launch.shell import exports
 from pcls.launch.submission import Submission
 
-# srun ends with the highest code of its tasks, and those that it kills after the first has failed have 128 plus a
-# signal's number: so that a code after which nothing shall be restarted wins, it is raised above them.
+# srun ends with the highest code of its tasks, and those that it kills in the end have 128 plus a signal's number: so
+# that a code after which nothing shall be restarted wins, it is raised above them.
 FINAL_BASE = 200
 
 
@@ -123,7 +123,9 @@ def _directives(target: Slurm) -> list[str]:
 def _srun_options(target: Slurm) -> tuple[str, ...]:
     mounts = ",".join(f"{volume.source}:{volume.path}" for volume in target.job.volumes)
     container = (f"--container-image={target.container}",) if target.container else ()
-    return ("--kill-on-bad-exit=1", *container, *((f"--container-mounts={mounts}",) if mounts else ()))
+    # The first task to end gives the others the grace period: killed at once, they might be saving.
+    ending = ("--kill-on-bad-exit=0", f"--wait={target.job.policy.grace:.0f}")
+    return (*ending, *container, *((f"--container-mounts={mounts}",) if mounts else ()))
 
 
 def _command(target: Slurm) -> tuple[str, ...]:
