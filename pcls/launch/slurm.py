@@ -15,9 +15,12 @@ from pcls.launch.policy import SHELL_SIGNAL_BASE, final_codes
 from pcls.launch.shell import exports
 from pcls.launch.submission import Submission
 
-# srun ends with the highest code of its tasks, and those that it kills in the end have 128 plus a signal's number: so
-# that a code after which nothing shall be restarted wins, it is raised above them.
+# srun ends with the highest code of its tasks, and one that a signal has ended has 128 plus its number: so that a code
+# after which nothing shall be restarted wins, it is raised above them.
 FINAL_BASE = 200
+# jax ends a process that has lost another after 100 s by itself. srun kills only what still hangs then: its own kill
+# would hide all other codes.
+HEARTBEAT_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,8 @@ def _directives(target: Slurm) -> list[str]:
 def _srun_options(target: Slurm) -> tuple[str, ...]:
     mounts = ",".join(f"{volume.source}:{volume.path}" for volume in target.job.volumes)
     container = (f"--container-image={target.container}",) if target.container else ()
-    # The first task to end gives the others the grace period: killed at once, they might be saving.
-    ending = ("--kill-on-bad-exit=0", f"--wait={target.job.policy.grace:.0f}")
+    # Killed when the first has ended, the others might be saving.
+    ending = ("--kill-on-bad-exit=0", f"--wait={target.job.policy.grace + HEARTBEAT_SECONDS:.0f}")
     return (*ending, *container, *((f"--container-mounts={mounts}",) if mounts else ()))
 
 
