@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -56,9 +57,10 @@ def local_commands(job: Job, run: Path, *, processes: int, gpus: int, meeting: M
       meeting: with processes of other machines, or of this one only.
 
     Raises:
-      UserError: the numbers contradict each other.
+      UserError: the numbers contradict each other, or there are not so many GPUs in CUDA_VISIBLE_DEVICES.
     """
     check_meeting(meeting, processes)
+    environments = [{"CUDA_VISIBLE_DEVICES": own} for own in _shares(processes, gpus)] if gpus else [{}] * processes
 
     def make() -> list[Command]:
         coordinator = meeting.coordinator or (f"127.0.0.1:{free_port()}" if processes > 1 else "")
@@ -66,7 +68,7 @@ def local_commands(job: Job, run: Path, *, processes: int, gpus: int, meeting: M
             Command(
                 (sys.executable, "-m", "pcls", *_joining(meeting, coordinator, processes, index), *job.train),
                 log_file(run, meeting, index),
-                {"CUDA_VISIBLE_DEVICES": _visible(index, gpus)} if gpus else {},
+                environments[index],
             )
             for index in range(processes)
         ]
@@ -100,5 +102,13 @@ def _joining(meeting: Meeting, coordinator: str, processes: int, index: int) -> 
     )
 
 
-def _visible(index: int, gpus: int) -> str:
-    return ",".join(str(gpu) for gpu in range(index * gpus, (index + 1) * gpus))
+def _shares(processes: int, gpus: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each process: its share of what this process may see itself."""
+    needed, given = processes * gpus, os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = given.split(",") if given is not None else [str(gpu) for gpu in range(needed)]
+    if len(visible) < needed:
+        raise UserError(
+            f"--gpus {gpus}: {processes} processes need {needed} GPUs, and CUDA_VISIBLE_DEVICES has {len(visible)} "
+            f"({given})"
+        )
+    return [",".join(visible[first : first + gpus]) for first in range(0, needed, gpus)]

@@ -44,6 +44,12 @@ IMAGE = Rule(
     512,
     "a container image, as in registry.example/team/pcls:1.0 or with @sha256:...",
 )
+# Enroot's names have a # between registry and image; a squashfs file goes by its path.
+PYXIS = Rule(
+    r"[A-Za-z0-9/][A-Za-z0-9._/@:#+-]*",
+    512,
+    "an image of pyxis, as in registry.example#team/pcls:1 or /shared/pcls.sqsh",
+)
 # Of sbatch, which reads them by rules of its own: no quotes are needed for these.
 SLURM = Rule(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", 128, "letters, digits and _ . + -")
 SLURM_TIME = Rule(r"(\d+-)?\d+(:\d\d){0,2}", 20, "a time of Slurm, as in 12:00:00 or 2-00:00:00")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pcls.errors import RestartRequested, UserError
 from pcls.launch.job import JOIN_TIMEOUT, Job
-from pcls.launch.names import IMAGE, PATH, SLURM, SLURM_TIME, check, check_printable
+from pcls.launch.names import PATH, PYXIS, SLURM, SLURM_TIME, check, check_printable
 from pcls.launch.policy import SHELL_SIGNAL_BASE, final_codes
 from pcls.launch.shell import exports
 from pcls.launch.submission import Submission
@@ -57,7 +57,7 @@ class Slurm:
         if self.time:
             check("--time", self.time, SLURM_TIME)
         if self.container:
-            check("--container", self.container, IMAGE)
+            check("--container", self.container, PYXIS)
         elif self.job.volumes:
             raise UserError("--volume: mounts storage into a container, and there is none; name it by --container")
         if self.gpus_per_node not in (0, self.tasks_per_node):

@@ -164,7 +164,7 @@ def test_a_name_that_breaks_the_rule_is_refused_with_the_rule(target, name, caps
         ("slurm", "--partition", "gpu\n#SBATCH --uid=0", "letters, digits and _"),
         ("slurm", "--account", "a b", "letters, digits and _"),
         ("slurm", "--time", "soon", "a time of Slurm"),
-        ("slurm", "--container", "a image", "a container image"),
+        ("slurm", "--container", "a image", "an image of pyxis"),
         ("slurm", "--qos", "--wrap=x", "letters, digits and _"),
         ("tpu-vm", "--zone", "us-east5-b --flag", "a zone, as in us-east5-b"),
         ("queued", "--project", "a;b", "the id of a Google Cloud project"),

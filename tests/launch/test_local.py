@@ -52,11 +52,21 @@ def test_several_meet_at_a_port_of_this_machine_that_is_drawn_anew():
     assert first[0].argv[4] != second[0].argv[4]
 
 
-def test_each_process_sees_its_own_gpus():
-    assert [command.env for command in made(2, gpus=2)] == [
-        {"CUDA_VISIBLE_DEVICES": "0,1"},
-        {"CUDA_VISIBLE_DEVICES": "2,3"},
-    ]
+@pytest.mark.parametrize(
+    ("visible", "shares"),
+    [(None, ["0,1", "2,3"]), ("4,5,6,7", ["4,5", "6,7"]), ("GPU-a,GPU-b,1,0,9", ["GPU-a,GPU-b", "1,0"])],
+)
+def test_each_process_sees_its_share_of_the_gpus(visible, shares, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [command.env for command in made(2, gpus=2)] == [{"CUDA_VISIBLE_DEVICES": share} for share in shares]
+
+
+def test_more_gpus_than_may_be_seen_are_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(UserError, match=r"2 processes need 2 GPUs, and CUDA_VISIBLE_DEVICES has 1 \(3\)"):
+        made(2, gpus=1)
 
 
 def test_processes_of_several_machines_are_numbered_through():
