@@ -15,8 +15,11 @@ REPO = Path(__file__).resolve().parent.parent
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-# Eight devices, so that sharding is tested on any machine; a test of one device makes a mesh of one.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Eight devices, so that sharding is tested on any machine; a test of one device makes a mesh of one. `make test-faults`
+# asks for fewer: hundreds of runs are long on eight.
+DEVICES = "--xla_force_host_platform_device_count"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
 
 # Compiled programs are kept between tests and between runs, the small ones too: most of a test's time is compilation.
 # Child processes inherit all of this.

@@ -165,6 +165,9 @@ class CheckpointStore:
         modes = ocp.options.AtomicityMode
         context = ocp.Context()
         context.atomicity.mode = modes.COMMIT_FILE if commit == "marker" else modes.ATOMIC_RENAME
+        # Where a folder cannot be made in the background, Orbax's other threads wait 20 minutes for it, and the process
+        # with them when it ends.
+        context.asynchronous.create_directories_asynchronously = False
         with context:
             yield
 

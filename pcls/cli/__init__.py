@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     if not debug:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        sys.unraisablehook = _without_late_callbacks
     try:
         app(arguments, prog_name="pcls")
     except SystemExit as end:
@@ -103,6 +104,12 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         return _disk_failure(error, debug)
     return 0
+
+
+def _without_late_callbacks(report: sys.UnraisableHookArgs) -> None:
+    """The usual hook, but for what TensorStore's threads meet after a save that the disk refused was given up."""
+    if not (report.exc_type is RuntimeError and str(report.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(report)
 
 
 def _disk_failure(error: OSError, debug: bool) -> int:

@@ -199,8 +199,8 @@ class Session:
                 raise
             self._not_saved = error
             self._say(
-                f"{error.folder}: a checkpoint could not be written; {error.reason}; training goes on and tries "
-                "again at the next one (checkpoint.on_failure=go_on)"
+                f"{error.folder}: a checkpoint could not be written; {error.reason}; the run goes on without it "
+                "(checkpoint.on_failure=go_on)"
             )
 
     def _settle(self, finished: bool) -> None:
