@@ -95,7 +95,7 @@ def some_records(dataset: Dataset, most: int) -> Dataset:
         return dataset
     counts = np.bincount(held.labels)
     # The largest number of each class that stays below.
-    each = next(each for each in range(min(most, counts.max()), -1, -1) if np.minimum(counts, each).sum() <= most)
+    each = next(each for each in range(min(most, int(counts.max())), -1, -1) if np.minimum(counts, each).sum() <= most)
     return replace(dataset, evaluation=Subset(held, np.flatnonzero(few_of_each(held.labels, each, SEED))))
 
 

@@ -62,7 +62,5 @@ def test_a_run_starts_from_them_and_a_frozen_stem_stays(path):
 
 def test_a_run_that_lost_them_does_not_go_on_from_others(path):
     shutil.rmtree(path / "checkpoints")
-    with pytest.raises(
-        pcls.UserError, match="a resumed run does not make its first weights again"
-    ):
+    with pytest.raises(pcls.UserError, match="a resumed run does not make its first weights again"):
         pcls.resume(path)
