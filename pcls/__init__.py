@@ -23,7 +23,7 @@ from pcls.errors import Diverged, PclsError, RestartRequested, UserError
 if TYPE_CHECKING:
     from pcls.config import Recipe
     from pcls.config.load import Overrides
-    from pcls.deliver.predict import Classifier
+    from pcls.deliver.classifier import Classifier
     from pcls.evaluation.label_sets import LabelEvaluation
     from pcls.evaluation.metrics import Evaluation
     from pcls.evaluation.paired import Comparison
@@ -394,7 +394,7 @@ def plan(
 
 def load(source: str | Path | Run) -> Classifier:
     """Loads a finished run or a bundle as a classifier with a `predict` method."""
-    from pcls.deliver.predict import Classifier
+    from pcls.deliver.classifier import Classifier
     from pcls.transfer.start import open_bundle
 
     return Classifier(open_bundle(_path(source)))

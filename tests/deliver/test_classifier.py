@@ -8,9 +8,11 @@ from PIL import Image
 
 import pcls
 from pcls.data.dataset import open_dataset
+from pcls.data.decode import DecodeError
 from pcls.data.preprocessing import Preprocessing, SequenceFeatures
 from pcls.data.sources.audio import log_mel
-from pcls.deliver.predict import Classifier
+from pcls.deliver import classifier as module
+from pcls.deliver.classifier import Classifier
 from pcls.models.registry import define_model
 from pcls.pretrained.bundle import Bundle
 from pcls.run.evaluate import read_evaluation, saved_preprocessing
@@ -128,19 +130,64 @@ def test_nothing_asked_is_nothing_answered(classifier):
 
 
 def test_one_compilation_serves_any_number_of_images(finished_run, held_out, monkeypatch):
-    from pcls.deliver import predict
-
-    traced, normalise = [], predict.normalise
+    traced, normalise = [], module.normalise
 
     def counting(*arguments):
         traced.append(1)
         return normalise(*arguments)
 
-    monkeypatch.setattr(predict, "normalise", counting)
+    monkeypatch.setattr(module, "normalise", counting)
     classifier = pcls.load(finished_run)
     for count in (1, 2, 33, 64, 100):
         assert len(classifier.predict(list(held_out[:count]))) == count
     assert len(traced) == 1
+
+
+def test_who_has_batches_of_his_own_gets_the_same_answers_at_any_size(classifier, held_out):
+    inputs = [classifier.read(png(pixels[..., 0])) for pixels in held_out[:3]]
+    assert [(one.shape, one.dtype) for one in inputs] == [((10, 10, 1), np.uint8)] * 3
+    expected = classifier.predict(list(held_out[:3]))
+    for size in (3, 8):
+        rows = classifier.probabilities(inputs, size)
+        assert (rows.shape, rows.dtype) == ((3, 10), np.float64)
+        np.testing.assert_allclose(rows, [answer.probabilities for answer in expected], rtol=1e-5)
+    assert classifier.prediction("#0", classifier.probabilities(inputs)[0]) == expected[0]
+    with pytest.raises(ValueError, match="3 inputs in a batch of 2"):
+        classifier.probabilities(inputs, 2)
+
+
+def test_what_was_compiled_ahead_is_not_compiled_again(finished_run, held_out, monkeypatch):
+    traced, normalise = [], module.normalise
+
+    def counting(*arguments):
+        traced.append(1)
+        return normalise(*arguments)
+
+    monkeypatch.setattr(module, "normalise", counting)
+    classifier = pcls.load(finished_run)
+    classifier.compile(4)
+    classifier.compile(32)
+    classifier.probabilities([classifier.read(held_out[0])], 4)
+    classifier.predict(held_out[0])
+    assert len(traced) == 2
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"<html>", "not a JPEG, PNG or WebP image, 6 bytes"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), ""),
+        ("/nowhere/at/all.png", "No such file or directory"),
+        ("a\0b.png", "cannot be read"),
+    ],
+)
+def test_the_reason_why_nothing_can_be_read_holds_no_path(classifier, picture, reason):
+    with pytest.raises(DecodeError) as caught:
+        classifier.read(picture)
+    assert str(caught.value) == reason or not reason
+    assert not {"/", "0x"} & set(str(caught.value).split())
+    assert "nowhere" not in str(caught.value)
 
 
 def test_images_are_taken_as_they_are_needed(classifier, held_out):
@@ -221,7 +268,7 @@ def test_sequences_that_cannot_be_read_are_told_in_their_place(reader, tmp_path)
     assert errors[0] == ""
     assert all(error.startswith("no .npy file, in which numpy.save puts numbers [steps, 2] (") for error in errors[1:6])
     assert errors[6:] == [
-        "not a file",
+        "is no regular file",
         "No such file or directory",
         "float64[0, 2]; numbers [steps, 2] are needed",
         "float64[4, 3]; numbers [steps, 2] are needed",
