@@ -1,4 +1,8 @@
-"""The bundle: model.safetensors and model.json, all that a classifier needs to predict. Nothing in it can run code."""
+"""The bundle: all that a classifier needs to predict, in one folder that may be sent to anybody.
+
+It holds model.safetensors and model.json, and README.md, a card for people. Nothing in it can run code, and nothing in
+it is a secret or a place on the machine that made it.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,13 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.models.registry import define_model
 from pcls.nn.module import ModelDef
+from pcls.pretrained.card import card_text
+from pcls.pretrained.history import Training
 
+# Raised when a version that does not know what is new would predict otherwise. New facts that it can do without are
+# none of its business: it leaves them out.
 FORMAT = 1
-WEIGHTS, FACTS = "model.safetensors", "model.json"
+WEIGHTS, FACTS, CARD = "model.safetensors", "model.json", "README.md"
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,7 @@ class Bundle:
       calibration: of the probabilities; None: they are the softmax of the logits.
       thresholds: of each class, from which probability on it is given, the sigmoid of its logit, where records carry
         several labels; empty: a record has one, the most probable.
+      training: how the weights came about; None: not noted, as in public weights.
     """
 
     model: str
@@ -82,6 +91,7 @@ class Bundle:
     origin: Mapping[str, str] = field(default_factory=dict)
     calibration: Calibration | None = None
     thresholds: tuple[float, ...] = ()
+    training: Training | None = None
 
     def definition(self, classes: int | None = None, channels: int | None = None) -> ModelDef:
         """The model without its arrays, with as many classes and channels as its own or as given."""
@@ -120,8 +130,12 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
             facts["calibration"] = vars(bundle.calibration)
         if bundle.thresholds:
             facts["thresholds"] = list(bundle.thresholds)
+        if bundle.training is not None:
+            facts["training"] = bundle.training.to_json()
         facts["facts_sha256"] = _facts_sha256(facts)
         (temporary / FACTS).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        card = card_text(facts, sum(array.size for array in bundle.params.values()))
+        (temporary / CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{folder}: the bundle could not be written ({error})") from error
@@ -141,7 +155,10 @@ def load_bundle(folder: Path) -> Bundle:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         if facts["format"] != FORMAT:
-            raise UserError(f"{folder}: bundle format {facts['format']}; this version of pcls reads format {FORMAT}")
+            raise UserError(
+                f"{folder}: bundle format {facts['format']!r}, and this version of pcls reads format {FORMAT}; install "
+                "the version that wrote it, or a newer one: pip install -U pcls"
+            )
         if facts["facts_sha256"] != _facts_sha256(facts):
             # A changed mean or class name would load and predict wrongly without a word.
             raise UserError(f"{folder / FACTS}: differs from its own digest; copy the bundle again")
@@ -152,7 +169,7 @@ def load_bundle(folder: Path) -> Bundle:
             precision=str(facts["precision"]),
             params={},
             stats={},
-            metrics=dict(facts["metrics"]),
+            metrics={str(key): _number(value) for key, value in facts["metrics"].items()},
             path=folder,
             # Validated as a recipe's: a key of a newer version is told as damage here, not as a bug later.
             options=ModelSection.model_validate({"name": facts["model"], **facts.get("options", {})}).architecture,
@@ -164,6 +181,8 @@ def load_bundle(folder: Path) -> Bundle:
             else None,
             # Only those of several labels a record have them.
             thresholds=_thresholds(facts.get("thresholds", ()), len(facts["class_names"])),
+            # Only those that a run of this version delivered.
+            training=Training.from_json(facts["training"], len(facts["class_names"])) if "training" in facts else None,
         )
         digest = facts["weights_sha256"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -171,6 +190,13 @@ def load_bundle(folder: Path) -> Bundle:
     if not (folder / WEIGHTS).is_file() or _sha256(folder / WEIGHTS) != digest:
         raise UserError(f"{folder / WEIGHTS}: is missing or differs from the digest in {FACTS}; copy the bundle again")
     return _with_arrays(bundle, folder / WEIGHTS)
+
+
+def _number(value: Any) -> float:
+    """ValueError for what is none: a card could not be written of it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number")
+    return value
 
 
 def _calibration(values: Mapping[str, Any], classes: int) -> Calibration:

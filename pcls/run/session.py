@@ -31,6 +31,7 @@ from pcls.observe.sinks import TENSORBOARD, MetricFiles, Wandb
 from pcls.parallel.mesh import replicated
 from pcls.parallel.processes import place
 from pcls.pretrained.bundle import Bundle, save_bundle
+from pcls.run.delivery import training_facts
 from pcls.run.evaluate import evaluator_of, keep_evaluation
 from pcls.run.folder import RunFolder, Status
 from pcls.run.setup import Setup, images_on_devices
@@ -326,6 +327,7 @@ class Session:
                     options=self._setup.recipe.model.architecture,
                     origin=self._folder.read_json(ORIGIN) or {},
                     thresholds=evaluation.thresholds,
+                    training=training_facts(self._setup, evaluation),
                 ),
                 self._folder.bundle,
             )

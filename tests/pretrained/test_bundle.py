@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.models.registry import define_model
-from pcls.pretrained.bundle import FACTS, WEIGHTS, Bundle, Calibration, load_bundle, save_bundle
+from pcls.pretrained.bundle import CARD, FACTS, WEIGHTS, Bundle, Calibration, load_bundle, save_bundle
+from pcls.pretrained.history import ClassRates, Training
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +98,8 @@ def test_a_bundle_from_before_there_were_origins_and_sizes_of_training_loads(bun
     assert found.preprocessing == bundle.preprocessing
 
 
-def test_a_bundle_is_two_files_and_neither_is_code(folder):
-    assert sorted(path.name for path in folder.iterdir()) == [FACTS, WEIGHTS]
+def test_a_bundle_is_three_files_and_none_is_code(folder):
+    assert sorted(path.name for path in folder.iterdir()) == [CARD, FACTS, WEIGHTS]
     assert sorted(load_file(folder / WEIGHTS)) == [
         "params/head/bias",
         "params/head/kernel",
@@ -191,7 +192,57 @@ def test_a_folder_that_is_not_there_is_no_bundle(tmp_path):
 
 def test_a_later_format_is_named(folder):
     sign(folder, format=2)
-    assert refusal(folder) == f"{folder}: bundle format 2; this version of pcls reads format 1"
+    assert refusal(folder) == (
+        f"{folder}: bundle format 2, and this version of pcls reads format 1; install the version that wrote it, or a "
+        "newer one: pip install -U pcls"
+    )
+
+
+def test_facts_that_a_later_version_adds_are_left_alone(bundle, folder):
+    sign(folder, provenance={"signed": True})
+    assert load_bundle(folder).class_names == bundle.class_names
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("metrics", [{"top1": "0.9"}, {"top1": None}, {"n": True}, [1], "none"])
+def test_metrics_that_are_no_numbers_are_damage(folder, metrics):
+    sign(folder, metrics=metrics)
+    assert "model.json: is damaged" in refusal(folder)
+
+
+TRAINING = Training(
+    recipe={"train.batch_size": 32, "data.classes": ["a"], "train.duration": "2 epochs"},
+    versions={"pcls": "0.1.0"},
+    records=90,
+    held_out=7,
+    digest="sha256:00",
+    classes=(ClassRates(3, 0.5, 1 / 3, 0.4), ClassRates(4, 1.0, 1.0, 1.0), ClassRates(0, 0.0, 0.0, 0.0)),
+)
+
+
+def test_how_it_was_trained_comes_back_and_stays_when_it_is_saved_again(bundle, tmp_path):
+    save_bundle(replace(bundle, training=TRAINING), tmp_path / "first")
+    found = load_bundle(tmp_path / "first")
+    assert found.training == TRAINING
+    save_bundle(replace(found, calibration=TEMPERATURE), tmp_path / "second")
+    assert load_bundle(tmp_path / "second").training == TRAINING
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": [[1, 1, 1, 1]]},
+        {"classes": [[1, 1, 1]] * 3},
+        {"recipe": []},
+        {"records": "many"},
+        {"versions": None},
+    ],
+)
+def test_a_history_that_cannot_be_is_damage(bundle, tmp_path, change):
+    save_bundle(replace(bundle, training=TRAINING), tmp_path / "bundle")
+    sign(tmp_path / "bundle", training=TRAINING.to_json() | change)
+    assert "model.json: is damaged" in refusal(tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', "\ud800"])
