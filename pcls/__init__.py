@@ -54,6 +54,7 @@ __all__ = [
     "probe",
     "report",
     "resume",
+    "serve",
     "sweep",
     "train",
     "train_seeds",
@@ -398,6 +399,49 @@ def load(source: str | Path | Run) -> Classifier:
     from pcls.transfer.start import open_bundle
 
     return Classifier(open_bundle(_path(source)))
+
+
+def serve(
+    source: str | Path | Run,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token_file: str | Path = "",
+    max_batch: int = 32,
+    max_wait: float = 0.0,
+    queue: int = 256,
+    max_body: str = "10MB",
+    timeout: float = 30.0,
+    say: Callable[[str], None] | None = None,
+) -> None:
+    """Answers for images over HTTP until SIGTERM or Ctrl-C; what was accepted by then is still answered.
+
+    Args:
+      source: a finished run, a bundle, or public weights by name.
+      host, port: to listen on; port 0: any that is free.
+      token_file: a file with the bearer token to ask for; empty: the variable PCLS_SERVE_TOKEN of the environment, if set.
+      max_batch: images that the model is asked about together.
+      max_wait: milliseconds that a batch's first image waits for others.
+      queue: images that may wait.
+      max_body: the largest request, as `10MB` or `500KB`.
+      timeout: seconds until a request must have its answer.
+      say: hears of warnings, of the start and of the end; None: standard error does.
+
+    Raises:
+      UserError: an option, the source or the address is at fault, or packages are missing.
+    """
+    from pcls.deliver.serve import serve as serve_loaded
+    from pcls.deliver.serving.limits import Limits, bytes_of
+
+    limits = Limits(max_batch, max_wait / 1000, queue, bytes_of(max_body), timeout)
+    serve_loaded(
+        lambda: load(source),
+        host=host,
+        port=port,
+        token_file=str(token_file),
+        limits=limits,
+        say=say or (lambda text: _to_stderr(f"pcls: {text}")),
+    )
 
 
 def demo(folder: str | Path | None = None) -> Path:

@@ -27,6 +27,7 @@ from pcls.cli.predict import predict
 from pcls.cli.probe import probe
 from pcls.cli.report import report
 from pcls.cli.resume import resume
+from pcls.cli.serve import serve
 from pcls.cli.sweep import sweep
 from pcls.cli.train import train
 from pcls.errors import PclsError, UserError
@@ -49,6 +50,7 @@ app.command("eval")(evaluate)
 app.command("calibrate")(calibrate)
 app.command("compare")(compare)
 app.command("predict")(predict)
+app.command("serve")(serve)
 app.command("report")(report)
 app.command("plan")(plan)
 app.command("bench")(bench)

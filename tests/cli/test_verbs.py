@@ -21,6 +21,7 @@ VERBS = [
     ["calibrate"],
     ["compare"],
     ["predict"],
+    ["serve"],
     ["report"],
     ["plan"],
     ["bench"],

@@ -1,0 +1,141 @@
+"""The server's description, as OpenAPI 3.1 has it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from pcls.deliver.serving.body import BYTES, FORM, IMAGES
+from pcls.deliver.serving.limits import (
+    BAD_FORM,
+    BAD_QUERY,
+    BUG,
+    BUSY,
+    DAMAGED,
+    EMPTY,
+    FULL,
+    LARGE_BODY,
+    LARGE_HEAD,
+    LARGE_PICTURE,
+    MANY_FILES,
+    NO_PICTURE,
+    NO_TOKEN,
+    SLOW_ANSWER,
+    SLOW_BODY,
+    STARTING,
+    Limits,
+    Refusal,
+)
+
+OF_PREDICT = (
+    *(EMPTY, DAMAGED, BAD_FORM, BAD_QUERY, SLOW_BODY, LARGE_BODY, LARGE_PICTURE, MANY_FILES, NO_PICTURE, FULL),
+    *(LARGE_HEAD, BUG, STARTING, BUSY, SLOW_ANSWER),
+)
+NUMBER, TEXT = {"type": "number"}, {"type": "string"}
+
+
+def description(limits: Limits, has_token: bool) -> dict[str, Any]:
+    """The document at /openapi.json.
+
+    Args:
+      limits: of the server.
+      has_token: whether it asks for one.
+    """
+    token: dict[str, Any] = {"security": [{"token": []}]} if has_token else {}
+    refused = {str(NO_TOKEN.status): _refusals(NO_TOKEN)} if has_token else {}
+    predict = {
+        "summary": "Classify images",
+        "description": "One image as the body, or several as the files of a form. The order is kept.",
+        "parameters": [_parameter("top", "The classes to name, the most probable first.", 1, 1000, 5)],
+        "requestBody": {"required": True, "content": _bodies(limits)},
+        "responses": {"200": _answer("The classes of each image.", "Predictions"), **_by_status(OF_PREDICT), **refused},
+        **token,
+    }
+    schemas = {
+        "Class": _object(label=TEXT, probability=NUMBER),
+        "Prediction": _object(
+            label=TEXT,
+            probability=NUMBER,
+            labels={"type": "array", "items": TEXT},
+            classes={"type": "array", "items": _schema("Class")},
+        ),
+        "Predictions": _object(
+            predictions={"type": "array", "items": _schema("Prediction")},
+            milliseconds=_object(read=NUMBER, model=NUMBER, total=NUMBER),
+        ),
+        "Error": _object(error=TEXT),
+        "Status": _object(status=TEXT),
+        "Model": {"type": "object"},
+    }
+    components: dict[str, Any] = {"schemas": schemas}
+    if has_token:
+        components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "pcls serve", "version": version("pcls")},
+        "paths": {
+            "/v1/predict": {"post": predict},
+            "/v1/model": {
+                "get": {
+                    "summary": "What the model is",
+                    "responses": {"200": _answer("Facts.", "Model"), **refused},
+                    **token,
+                }
+            },
+            "/healthz": {
+                "get": {"summary": "Whether the process lives", "responses": {"200": _answer("It does.", "Status")}}
+            },
+            "/readyz": {
+                "get": {
+                    "summary": "Whether it takes images on",
+                    "responses": {
+                        "200": _answer("It does.", "Status"),
+                        "503": _answer("The model is being compiled, or the end was asked for.", "Status"),
+                    },
+                }
+            },
+            "/metrics": {
+                "get": {
+                    "summary": "Counts for Prometheus",
+                    "responses": {"200": {"description": "Text.", "content": {"text/plain": {}}}, **refused},
+                    **token,
+                }
+            },
+        },
+        "components": components,
+    }
+
+
+def _bodies(limits: Limits) -> dict[str, Any]:
+    binary: dict[str, Any] = {"schema": {"type": "string", "format": "binary", "maxLength": limits.body}}
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}, "maxItems": limits.batch}
+    form = {"schema": {"type": "object", "properties": {"file": files}, "required": ["file"]}}
+    return {**dict.fromkeys((*IMAGES, BYTES), binary), FORM: form}
+
+
+def _by_status(refusals: tuple[Refusal, ...]) -> dict[str, Any]:
+    statuses = sorted({refusal.status for refusal in refusals})
+    return {str(s): _refusals(*(refusal for refusal in refusals if refusal.status == s)) for s in statuses}
+
+
+def _refusals(*refusals: Refusal) -> dict[str, Any]:
+    return _answer(" Or: ".join(f"{refusal.text}." for refusal in refusals), "Error")
+
+
+def _answer(text: str, schema: str) -> dict[str, Any]:
+    return {"description": text, "content": {"application/json": {"schema": _schema(schema)}}}
+
+
+def _parameter(name: str, text: str, least: int, most: int, default: int | None) -> dict[str, Any]:
+    schema = {"type": "integer", "minimum": least, "maximum": most}
+    if default is not None:
+        schema["default"] = default
+    return {"name": name, "in": "query", "required": False, "description": text, "schema": schema}
+
+
+def _schema(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}

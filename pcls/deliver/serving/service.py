@@ -1,0 +1,125 @@
+"""What the server knows: the model, what is held, whether it takes requests on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pcls.data.decode import DecodeError
+from pcls.deliver.classifier import Classifier
+from pcls.deliver.serving.batching import Batcher
+from pcls.deliver.serving.body import check_picture
+from pcls.deliver.serving.limits import DAMAGED, STARTING, Limits, Refused, Room
+from pcls.deliver.serving.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Probabilities, and what they took.
+
+    Attributes:
+      rows: [classes] of each file.
+      read: seconds until the files were decoded.
+      model: seconds in the queue and in the model.
+    """
+
+    rows: list[np.ndarray]
+    read: float
+    model: float
+
+
+class Service:
+    """A classifier with its threads: some decode, and one, the device's, asks the model.
+
+    Attributes:
+      classifier: the model.
+      limits: what is taken on.
+      room: what is held.
+      metrics: what happened.
+      is_ready: whether everything is compiled.
+      is_draining: whether the end was asked for.
+    """
+
+    def __init__(self, classifier: Classifier, limits: Limits):
+        self.classifier, self.limits = classifier, limits
+        self.room, self.metrics = Room(limits), Metrics(limits)
+        self.metrics.waiting.set_function(lambda: self.room.images)
+        self.is_ready = self.is_draining = False
+        self._decoders = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode")
+        self._device = ThreadPoolExecutor(1, "device")
+        self._batcher = Batcher(classifier.probabilities, limits, self._device, self.metrics.batch)
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Compiles, calls `ready`, then answers, until it is cancelled."""
+        await asyncio.get_running_loop().run_in_executor(self._device, self._compile)
+        self.is_ready = True
+        self.metrics.ready.set(1)
+        ready()
+        await self._batcher.run()
+
+    def close(self) -> None:
+        """Lets the threads go; whatever they are at, nobody waits for it."""
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._device.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, files: Sequence[bytes]) -> Answered:
+        """Probabilities for some files.
+
+        Raises:
+          Refused: they cannot be read, or there is no room.
+        """
+        self.check_ready()
+        with self.room.for_images(len(files)):
+            start = time.perf_counter()
+            inputs = await asyncio.get_running_loop().run_in_executor(self._decoders, self._read, files)
+            read = time.perf_counter()
+            rows = await self._batcher.ask(inputs)
+            self.metrics.images.inc(len(files))
+            return Answered(rows, read - start, time.perf_counter() - read)
+
+    def check_ready(self) -> None:
+        """Refused before everything is compiled."""
+        if not self.is_ready:
+            raise Refused(STARTING)
+
+    def _read(self, files: Sequence[bytes]) -> list[np.ndarray]:
+        return [self._read_one(data) for data in files]
+
+    def _read_one(self, data: bytes) -> np.ndarray:
+        check_picture(data, self.classifier.preprocessing)
+        try:
+            return self.classifier.read(data)
+        except DecodeError as error:
+            raise Refused(DAMAGED) from error
+
+    def _compile(self) -> None:
+        for size in self.limits.sizes:
+            self.classifier.compile(size)
+
+    def facts(self) -> dict[str, Any]:
+        """What the model is, as plain values."""
+        bundle = self.classifier.bundle
+        preprocessing = bundle.preprocessing
+        return {
+            "model": bundle.model,
+            "classes": list(bundle.class_names),
+            "several_labels": bool(bundle.thresholds),
+            "input": {"height": preprocessing.height, "width": preprocessing.width, "channels": preprocessing.channels},
+            "precision": bundle.precision,
+            "calibration": None if bundle.calibration is None else str(bundle.calibration),
+            "metrics": {name: value for name, value in bundle.metrics.items() if np.isfinite(value)},
+            "origin": dict(bundle.origin),
+            "limits": {
+                "body": self.limits.body,
+                "images": self.limits.batch,
+                "waiting": self.limits.queue,
+                "seconds": self.limits.seconds,
+            },
+        }
