@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 
 import jax
@@ -14,12 +16,15 @@ import numpy as np
 from pcls.data.augment import normalise
 from pcls.data.decode import DecodeError
 from pcls.data.preprocessing import Preprocessing
+from pcls.data.workers import usable_cores
 from pcls.deliver.inputs import Picture, read_pixels, read_steps
 from pcls.evaluation.thresholds import probabilities as label_probabilities
 from pcls.nn.module import Arrays
 from pcls.pretrained.bundle import Bundle
 
 BATCH_SIZE = 32
+# Inputs that a thread reads in one go: small files take less time than it takes to hand them over.
+READ_TOGETHER = 8
 # Of a sequence; a batch of such takes half a GB.
 MOST_NUMBERS = 2**22
 
@@ -45,6 +50,34 @@ class Prediction:
     probabilities: tuple[float, ...]
     error: str
     labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Pictures that are answered together.
+
+    Attributes:
+      start: the place of the first.
+      pictures: at most `BATCH_SIZE`.
+      parts: what threads read of them, in order.
+    """
+
+    start: int
+    pictures: Sequence[Picture]
+    parts: Sequence[Future[list[np.ndarray | str]]] = ()
+
+    def reading(self, pool: ThreadPoolExecutor, read: Callable[[Picture], np.ndarray | str]) -> _Batch:
+        """The same, being read."""
+        parts = [self.pictures[place : place + READ_TOGETHER] for place in range(0, len(self.pictures), READ_TOGETHER)]
+        return replace(self, parts=[pool.submit(lambda some: list(map(read, some)), part) for part in parts])
+
+
+def _batches(pictures: Iterable[Picture]) -> Iterator[_Batch]:
+    remaining = iter(pictures)
+    for start in count(0, BATCH_SIZE):
+        if not (some := list(islice(remaining, BATCH_SIZE))):
+            return
+        yield _Batch(start, some)
 
 
 class Classifier:
@@ -91,11 +124,22 @@ class Classifier:
         return list(self.stream([images] if isinstance(images, str | Path | bytes | np.ndarray) else images))
 
     def stream(self, images: Iterable[Picture]) -> Iterator[Prediction]:
-        """Like `predict`, batch by batch, for more images than memory holds."""
-        remaining, start = iter(images), 0
-        while chunk := list(islice(remaining, BATCH_SIZE)):
-            yield from self._predict_batch(chunk, start)
-            start += len(chunk)
+        """Like `predict`, batch by batch, for more images than memory holds.
+
+        Threads read one batch while the model answers another: the inputs of two are taken ahead.
+        """
+        pool = ThreadPoolExecutor(usable_cores(), "pcls-read")
+        batches: deque[_Batch] = deque()
+        try:
+            for batch in _batches(images):
+                batches.append(batch.reading(pool, self._read))
+                if len(batches) > 1:
+                    yield from self._answers_of(batches.popleft())
+            for batch in batches:
+                yield from self._answers_of(batch)
+        finally:
+            # Whoever has enough does not wait for more.
+            pool.shutdown(cancel_futures=True)
 
     def read(self, picture: Picture) -> np.ndarray:
         """Reads one input, decodes it and brings it to size.
@@ -128,12 +172,23 @@ class Classifier:
         Returns:
           [inputs, classes] float64.
         """
+        images, lengths = self.batch(inputs, size)
+        answers = np.asarray(self._answers(self._params, self._stats, images, lengths))[: len(inputs)]
+        return label_probabilities(answers) if self.thresholds else answers.astype(np.float64)
+
+    def batch(self, inputs: Sequence[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Inputs padded to a batch, and the steps of each that count; None: pictures.
+
+        Args:
+          inputs, size: as `probabilities` takes them.
+
+        Returns:
+          [size, height, width, channels] uint8 and None, or [size, steps, features, 1] float32 and [size] int32.
+        """
         if len(inputs) > size:
             raise ValueError(f"{len(inputs)} inputs in a batch of {size}")
         batch = _sequences if self.preprocessing.sequence else _pixels
-        images, lengths = batch(inputs, size, self.preprocessing)
-        answers = np.asarray(self._answers(self._params, self._stats, images, lengths))[: len(inputs)]
-        return label_probabilities(answers) if self.thresholds else answers.astype(np.float64)
+        return batch(inputs, size, self.preprocessing)
 
     def compile(self, size: int = BATCH_SIZE) -> None:
         """Compiles for batches of that size, of sequences as long as in training: no answer waits for it then."""
@@ -163,11 +218,12 @@ class Classifier:
         falling = np.argsort(-probabilities, kind="stable")
         return tuple(self.class_names[label] for label in falling if probabilities[label] >= self.thresholds[label])
 
-    def _predict_batch(self, pictures: Sequence[Picture], start: int) -> Iterator[Prediction]:
-        read = [self._read(picture) for picture in pictures]
-        rows = iter(self.probabilities([one for one in read if not isinstance(one, str)]))
-        for index, (picture, one) in enumerate(zip(pictures, read, strict=True)):
-            path = str(picture) if isinstance(picture, str | Path) else f"#{start + index}"
+    def _answers_of(self, batch: _Batch) -> Iterator[Prediction]:
+        read = [one for part in batch.parts for one in part.result()]
+        good = [one for one in read if not isinstance(one, str)]
+        rows = iter(self.probabilities(good) if good else ())
+        for index, (picture, one) in enumerate(zip(batch.pictures, read, strict=True), batch.start):
+            path = str(picture) if isinstance(picture, str | Path) else f"#{index}"
             yield Prediction(path, "", 0.0, (), one) if isinstance(one, str) else self.prediction(path, next(rows))
 
     def _read(self, picture: Picture) -> np.ndarray | str:

@@ -1,5 +1,6 @@
 import io
 import os
+import threading
 
 import jax
 import numpy as np
@@ -200,7 +201,10 @@ def test_images_are_taken_as_they_are_needed(classifier, held_out):
 
     answers = classifier.stream(endless())
     assert next(answers).path == "#0"
-    assert len(taken) == 32
+    assert len(taken) == 64
+    # Nothing is left running.
+    answers.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pcls-read")]
 
 
 def test_a_bundle_alone_is_enough(finished_run, held_out, classifier):
