@@ -17,7 +17,7 @@ from jax import Array
 
 from pcls.nn.conv import Conv
 from pcls.nn.dropout import Dropout, stochastic_depth
-from pcls.nn.norm import BatchNorm, affine
+from pcls.nn.norm import BatchNorm, Folded, affine
 from pcls.nn.platform import target_platform
 from pcls.nn.pooling import Pool, global_pool, max_pool_3x3_stride_2, mean_pool_2x2, pooled_width
 from pcls.nn.remat import run_block
@@ -194,7 +194,7 @@ class ResNet(nnx.Module):
         size, stride = (3, 1) if small_images else (7, 2)
         stem: Any = DeepStem if deep else partial(_conv, size=size, stride=stride)
         self.conv1 = stem(channels, STAGE_WIDTHS[0], dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(STAGE_WIDTHS[0], rngs=rngs)
+        self.bn1: BatchNorm | Folded = BatchNorm(STAGE_WIDTHS[0], rngs=rngs)
         self.small_images = small_images
         self.deep, self.pool = deep, pool
         make = partial(block, mean=deep, dtype=dtype, rngs=rngs)
@@ -237,6 +237,8 @@ class ResNet(nnx.Module):
         """Normalisation, ReLU and pooling."""
         if self.small_images:
             return nnx.relu(self.bn1(x, training))
+        if isinstance(self.bn1, Folded):
+            return nnx.relu(max_pool_3x3_stride_2(x))
         assert self.bn1.scale is not None
         # Normalisation and ReLU rise with their input where the scale is positive, so they can follow the maximum, on
         # a quarter of the positions; channels with a negative scale are turned for it.

@@ -106,6 +106,16 @@ class BatchNorm(nnx.Module):
         self.var[...] = (var * (counts / others)).mean(0)
 
 
+class Folded(nnx.Module):
+    """What is left of a BatchNorm whose gain and shift are in the convolution before it: its input."""
+
+    frozen = True
+
+    def __call__(self, x: Array, training: TrainingPass | None = None, mask: Array | None = None) -> Array:
+        """x; arguments as `BatchNorm` has them."""
+        return x
+
+
 def _group_count(x: Array, training: TrainingPass) -> int:
     return 1 if training.group_size is None else x.shape[0] // training.group_size
 
