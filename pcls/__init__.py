@@ -396,9 +396,16 @@ def plan(
 def load(source: str | Path | Run) -> Classifier:
     """Loads a finished run or a bundle as a classifier with a `predict` method."""
     from pcls.deliver.classifier import Classifier
+    from pcls.pretrained.bundle import FACTS, load_bundle
+
+    path = _path(source)
+    if (path / FACTS).is_file():
+        return Classifier(load_bundle(path))
+
+    # It knows runs and public weights, and so more code than a bundle needs.
     from pcls.transfer.start import open_bundle
 
-    return Classifier(open_bundle(_path(source)))
+    return Classifier(open_bundle(path))
 
 
 def serve(
