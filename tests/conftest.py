@@ -20,6 +20,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 DEVICES = "--xla_force_host_platform_device_count"
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+# Eight devices on two busy cores may take longer than 40 seconds to meet; XLA would then abort.
+os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 
 # Compiled programs are kept between tests and between runs, the small ones too: most of a test's time is compilation.
 # Child processes inherit all of this.

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,16 +47,23 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `photos/flower` and `photos/temple`: crops of scikit-learn's two photographs."""
-    root = tmp_path_factory.mktemp("readme")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `flower` and `temple`: crops of scikit-learn's two photographs."""
+    root = tmp_path_factory.mktemp("photos")
     temple, flower = (Image.fromarray(pixels) for pixels in load_sample_images().images)
     for name, photo in (("flower", flower), ("temple", temple)):
-        (root / "photos" / name).mkdir(parents=True)
+        (root / name).mkdir()
         for number in range(1, 11):
             left, top = 30 * number, 20 * number
-            photo.crop((left, top, left + 200, top + 200)).save(root / "photos" / name / f"{number}.jpg")
+            photo.crop((left, top, left + 200, top + 200)).save(root / name / f"{number}.jpg")
     return root
+
+
+@pytest.fixture
+def folder(photos: Path, tmp_path: Path) -> Path:
+    """A folder with `photos`, a page's own: two pages may call their runs the same."""
+    shutil.copytree(photos, tmp_path / "photos")
+    return tmp_path
 
 
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

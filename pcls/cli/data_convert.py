@@ -12,7 +12,7 @@ from pcls.cli.progress import Progress
 from pcls.errors import UserError
 
 if TYPE_CHECKING:
-    from pcls.config.schema import DataSection
+    from pcls.config.data import DataSection
     from pcls.data.convert import Runner
     from pcls.data.sources.arrayrecord import Description
 

@@ -10,7 +10,7 @@ from pcls.errors import UserError
 
 if TYPE_CHECKING:
     from pcls.config import Recipe
-    from pcls.config.schema import DataSection
+    from pcls.config.data import DataSection
 
 
 def data_recipe(word: str, overrides: Sequence[str]) -> Recipe:

@@ -22,6 +22,7 @@ from pcls.cli.launch_options import (
     SUBMIT,
     carry_out,
     is_submitted,
+    job_of,
 )
 
 app = typer.Typer(
@@ -93,14 +94,11 @@ def ssh(
     """
     from pathlib import Path
 
-    from pcls.launch.job import make_job
-    from pcls.launch.policy import Policy
     from pcls.launch.ssh import Ssh, ssh_text, supervised
     from pcls.launch.submission import require_programs
     from pcls.launch.supervisor import supervise
 
-    policy = Policy(max_restarts=max_restarts, grace=grace)
-    job = make_job(recipe, overrides or [], policy, env=env or [], secrets=secret or [])
+    job = job_of(recipe, overrides, "", env, secret, None, max_restarts, grace)
     target = Ssh(job, tuple(hosts.split(",")), port, folder, pcls)
     if not is_submitted(dry_run, submit):
         typer.echo(ssh_text(target), nl=False)
@@ -108,7 +106,7 @@ def ssh(
     require_programs({"ssh"})
     commands = supervised(target, Path(f"{job.name}-logs"))
     # How far the run is stands on the hosts' storage: here each restart counts.
-    code = supervise(commands, policy, lambda: 0, alone=len(target.hosts) == 1, say=_say, rng=random.Random())
+    code = supervise(commands, job.policy, lambda: 0, alone=len(target.hosts) == 1, say=_say, rng=random.Random())
     raise typer.Exit(code)
 
 
@@ -139,19 +137,9 @@ def slurm(
 
     Example: pcls launch slurm imagenet_resnet50 --nodes 2 --tasks-per-node 8 --gpus-per-node 8 --dry-run
     """
-    from pcls.launch.job import make_job
-    from pcls.launch.policy import Policy
     from pcls.launch.slurm import Slurm, slurm_submission
 
-    job = make_job(
-        recipe,
-        overrides or [],
-        Policy(max_restarts=max_restarts, grace=grace),
-        name=name,
-        env=env or [],
-        secrets=secret or [],
-        volumes=volume or [],
-    )
+    job = job_of(recipe, overrides, name, env, secret, volume, max_restarts, grace)
     target = Slurm(
         job,
         nodes=nodes,

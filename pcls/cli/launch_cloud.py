@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -24,10 +23,8 @@ from pcls.cli.launch_options import (
     ZONE,
     carry_out,
     is_submitted,
+    job_of,
 )
-
-if TYPE_CHECKING:
-    from pcls.launch.job import Job
 
 SECRET_MANAGER = Annotated[list[str] | None, typer.Option(help="NAME=SECRET of Secret Manager, its latest version.")]
 SECRET_KEY = Annotated[list[str] | None, typer.Option(help="NAME=SECRET/KEY of the namespace.")]
@@ -82,7 +79,7 @@ def tpu_vm(
 
     if not create and (version or spot):
         raise UserError("--version and --spot say how the TPU VM is made; they need --create")
-    job = _job(recipe, overrides, name, env, secret, volume, max_restarts, grace)
+    job = job_of(recipe, overrides, name, env, secret, volume, max_restarts, grace)
     target = TpuVm(job, image, parse_slice(topology, 1), zone, project, version, spot)
     carry_out(tpu_vm_submission(target, create=create), is_submitted(dry_run, submit))
 
@@ -114,7 +111,7 @@ def queued(
     from pcls.launch.tpu_vm import TpuVm, queued_submission
     from pcls.launch.tpus import parse_slice
 
-    job = _job(recipe, overrides, name, env, secret, volume, max_restarts, grace)
+    job = job_of(recipe, overrides, name, env, secret, volume, max_restarts, grace)
     target = TpuVm(job, image, parse_slice(topology, slices), zone, project, version, spot)
     carry_out(queued_submission(target), is_submitted(dry_run, submit))
 
@@ -143,7 +140,7 @@ def jobset_tpu(
     from pcls.launch.jobset import JobSet, jobset_submission
     from pcls.launch.tpus import parse_slice
 
-    job = _job(recipe, overrides, name, env, secret, volume, max_restarts, grace)
+    job = job_of(recipe, overrides, name, env, secret, volume, max_restarts, grace)
     target = JobSet(job, image, parse_slice(topology, slices), namespace)
     carry_out(jobset_submission(target), is_submitted(dry_run, submit))
 
@@ -172,7 +169,7 @@ def jobset_gpu(
     """
     from pcls.launch.jobset import Gpus, JobSet, jobset_submission
 
-    job = _job(recipe, overrides, name, env, secret, volume, max_restarts, grace)
+    job = job_of(recipe, overrides, name, env, secret, volume, max_restarts, grace)
     target = JobSet(job, image, Gpus(gpu, gpus_per_node, nodes), namespace)
     carry_out(jobset_submission(target), is_submitted(dry_run, submit))
 
@@ -201,7 +198,7 @@ def xpk(
     from pcls.launch.tpus import parse_slice
     from pcls.launch.xpk import Xpk, xpk_submission
 
-    job = _job(recipe, overrides, name, env, None, None, max_restarts, grace)
+    job = job_of(recipe, overrides, name, env, None, None, max_restarts, grace)
     target = Xpk(job, image, parse_slice(topology, slices), cluster, zone, project)
     carry_out(xpk_submission(target), is_submitted(dry_run, submit))
 
@@ -230,30 +227,6 @@ def sky(
     """
     from pcls.launch.sky import Sky, sky_submission
 
-    job = _job(recipe, overrides, name, env, secret, volume, max_restarts, grace)
+    job = job_of(recipe, overrides, name, env, secret, volume, max_restarts, grace)
     target = Sky(job, image, accelerators, nodes, infra, spot)
     carry_out(sky_submission(target), is_submitted(dry_run, submit))
-
-
-def _job(
-    recipe: str,
-    overrides: Sequence[str] | None,
-    name: str,
-    env: Sequence[str] | None,
-    secrets: Sequence[str] | None,
-    volumes: Sequence[str] | None,
-    max_restarts: int,
-    grace: float,
-) -> Job:
-    from pcls.launch.job import make_job
-    from pcls.launch.policy import Policy
-
-    return make_job(
-        recipe,
-        overrides or [],
-        Policy(max_restarts=max_restarts, grace=grace),
-        name=name,
-        env=env or [],
-        secrets=secrets or [],
-        volumes=volumes or [],
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from pcls.errors import UserError
 
 if TYPE_CHECKING:
+    from pcls.launch.job import Job
     from pcls.launch.submission import Submission
 
 RECIPE = Annotated[str, typer.Argument(help="The name of a recipe that comes with pcls, or a file that is there too.")]
@@ -31,6 +33,31 @@ PROJECT = Annotated[str, typer.Option(help="Of Google Cloud.")]
 SPOT = Annotated[bool, typer.Option("--spot", help="Cheaper, and taken away at any time.")]
 DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Print what would run, ready to be pasted into bash.")]
 SUBMIT = Annotated[bool, typer.Option("--submit", help="Run it.")]
+
+
+def job_of(
+    recipe: str,
+    overrides: Sequence[str] | None,
+    name: str,
+    env: Sequence[str] | None,
+    secrets: Sequence[str] | None,
+    volumes: Sequence[str] | None,
+    max_restarts: int,
+    grace: float,
+) -> Job:
+    """What all targets but the local one run, of their options."""
+    from pcls.launch.job import make_job
+    from pcls.launch.policy import Policy
+
+    return make_job(
+        recipe,
+        overrides or [],
+        Policy(max_restarts=max_restarts, grace=grace),
+        name=name,
+        env=env or [],
+        secrets=secrets or [],
+        volumes=volumes or [],
+    )
 
 
 def is_submitted(dry_run: bool, submit: bool) -> bool:

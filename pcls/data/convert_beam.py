@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache, partial
 
-from pcls.config.schema import DataSection
+from pcls.config.data import DataSection
 from pcls.data.convert import Runner
 from pcls.data.dataset import open_kept
 from pcls.data.shards import Task, write_shard

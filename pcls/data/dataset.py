@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pcls.config.schema import AudioSection, DataSection
+from pcls.config.data import AudioSection, DataSection
 from pcls.data.buckets import Bucket, buckets_of, padded_lengths
 from pcls.data.decode import convertible
 from pcls.data.notices import notices

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pcls.config.schema import DataSection
+from pcls.config.data import DataSection
 from pcls.data.dataset import check_one_label, open_dataset, open_kept
 from pcls.data.quarantine import quarantine_text
 from pcls.data.sources.source import Source

@@ -36,20 +36,16 @@ class Evaluated(Protocol):
 
 
 @dataclass(frozen=True)
-class Subset:
-    """The records that share a value of some column.
+class Counted:
+    """Some records, and how many of them are right.
 
     Attributes:
-      value: that they share.
       n: records counted.
       hits: of them right.
-      balanced: the mean recall of the classes among them.
     """
 
-    value: str
     n: int
     hits: int
-    balanced: float
 
     @property
     def top1(self) -> float:
@@ -63,28 +59,27 @@ class Subset:
 
 
 @dataclass(frozen=True)
-class Listed:
-    """Accuracy where a record may have several right answers.
+class Subset(Counted):
+    """The records that share a value of some column.
 
     Attributes:
-      n: records with at least one right answer.
-      hits: of them whose prediction is one.
+      value: that they share.
+      balanced: the mean recall of the classes among them.
+    """
+
+    value: str
+    balanced: float
+
+
+@dataclass(frozen=True)
+class Listed(Counted):
+    """Records with one right answer or more; right is a prediction that is one of them.
+
+    Attributes:
       left_out: records without any.
     """
 
-    n: int
-    hits: int
     left_out: int
-
-    @property
-    def top1(self) -> float:
-        """The share that is right; 0 of none."""
-        return self.hits / max(self.n, 1)
-
-    @property
-    def interval(self) -> Interval:
-        """Of `top1`."""
-        return wilson(self.hits, self.n)
 
 
 @dataclass(frozen=True)
@@ -311,5 +306,5 @@ def by_value(values: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -
         own = which == number
         classes, place = np.unique(labels[own], return_inverse=True)
         recalls = np.bincount(place, right[own], len(classes)) / np.bincount(place, minlength=len(classes))
-        found.append(Subset(str(name), int(own.sum()), int(right[own].sum()), float(recalls.mean())))
+        found.append(Subset(int(own.sum()), int(right[own].sum()), str(name), float(recalls.mean())))
     return tuple(found)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn  # type: ignore[attr-defined]
 
+from pcls.nn.module import ModelDef
 from pcls.nn.platform import compiling_for
 
 # Backward computes two products (for the input and for the weights) where forward computes one.
@@ -38,6 +40,18 @@ def analytic_activations(fn: Callable[..., Any], *arguments: Any) -> int:
     Source: Radosavovic et al. 2020, who count convolutions only.
     """
     return _count(_traced(fn, arguments), lambda equation: math.prod(_shape(equation.outvars[0])))
+
+
+def image_costs(model: ModelDef, shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[int, int]:
+    """FLOPs of one image through a model, and the bytes that its products and convolutions put out.
+
+    Args:
+      model: of the registry.
+      shape: [height, width, channels] of the image.
+      dtype: of the activations.
+    """
+    arguments = (model.apply, model.params, model.stats, jax.ShapeDtypeStruct((1, *shape), dtype))
+    return analytic_flops(*arguments), dtype.itemsize * analytic_activations(*arguments)
 
 
 def _traced(fn: Callable[..., Any], arguments: tuple[Any, ...]) -> Jaxpr:

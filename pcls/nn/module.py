@@ -17,6 +17,10 @@ from pcls.nn.training import TrainingPass
 # file is the dict itself.
 Arrays = dict[str, Any]
 
+# Of every classifier the last layer; of one that is dense, its arrays.
+HEAD = "head/"
+HEAD_KERNEL, HEAD_BIAS = "head/kernel", "head/bias"
+
 
 @dataclass(frozen=True)
 class ModelDef:

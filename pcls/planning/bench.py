@@ -21,6 +21,7 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.models.registry import model_entry
 from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
+from pcls.nn.module import HEAD_KERNEL
 from pcls.observe.chips import chip_of, share_of_peak
 from pcls.parallel.mesh import check_batch_size, make_mesh
 from pcls.planning.costs import out_of_memory, read_costs
@@ -154,7 +155,7 @@ def synthetic_program(name: str, precision: str, batch_size: int) -> Program:
 def synthetic_batch(program: Program) -> Batch:
     """Noise, on the devices."""
     rng, shapes = np.random.default_rng(0), program.batch_shapes
-    classes = program.state_shapes.params["head/kernel"].shape[-1]
+    classes = program.state_shapes.params[HEAD_KERNEL].shape[-1]
     size = program.plan.batch_size
     host = Batch(
         image=rng.integers(0, 256, shapes.image.shape, np.uint8),

@@ -19,7 +19,7 @@ from jax import Array
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from pcls.config.schema import ModelSection
+from pcls.config.model import ModelSection
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.models.registry import define_model

@@ -8,15 +8,14 @@ import jax
 import numpy as np
 
 from pcls.errors import UserError
-from pcls.nn.module import Arrays, ModelDef
+from pcls.nn.module import HEAD_BIAS, HEAD_KERNEL, Arrays, ModelDef
 from pcls.pretrained.names.rules import Names
 from pcls.pretrained.tensors import StoredTensor
 
 # Counts of batches, which only a mean over all of them needs.
 IGNORED = "num_batches_tracked"
 # Every network's last layer.
-HEAD = "head/kernel"
-HEAD_PATHS = (HEAD, "head/bias")
+HEAD_PATHS = (HEAD_KERNEL, HEAD_BIAS)
 # Faults that an error lists; a wrong architecture has hundreds.
 SHOWN = 8
 

@@ -14,12 +14,12 @@ from pcls.data.preprocessing import RGB, Preprocessing, imagenet_statistics
 from pcls.data.sources.cache import cache_folder, kept
 from pcls.errors import UserError
 from pcls.models.registry import model_entry
-from pcls.nn.module import ModelDef
+from pcls.nn.module import HEAD_KERNEL, ModelDef
 from pcls.pretrained.bundle import FACTS, Bundle, save_bundle
 from pcls.pretrained.catalogue import Weight, catalogue, find_weight
 from pcls.pretrained.channels import with_image_channels
 from pcls.pretrained.classes import IMAGENET_CLASSES, names_of_outputs, read_class_names
-from pcls.pretrained.exchange import HEAD, HEAD_PATHS, foreign_shape, import_weights
+from pcls.pretrained.exchange import HEAD_PATHS, foreign_shape, import_weights
 from pcls.pretrained.hub import CONFIG, PREFIX, WEIGHTS, fetch_repository
 from pcls.pretrained.names import TIMM, TORCHVISION, names_of
 from pcls.pretrained.names.rules import Names
@@ -245,7 +245,7 @@ def _library(model: str, definition: ModelDef, stored: StoredTensors) -> Names:
 
 def _outputs(stated: Stated, library: Names, tensors: Mapping[str, StoredTensor]) -> int:
     """Classes that the weights tell apart; 0: they have no head."""
-    head = tensors.get(library.key(HEAD))
+    head = tensors.get(library.key(HEAD_KERNEL))
     if head is None or not head.shape:
         # What is not there is told later, as a difference.
         return IMAGENET_CLASSES if stated.outputs is None else stated.outputs

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pcls.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MAX_CHANNELS, Preprocessing, TrainingSize
 from pcls.errors import UserError
+from pcls.nn.module import HEAD_KERNEL
 from pcls.nn.pooling import Pool
 from pcls.pretrained.bundle import Bundle
 from pcls.pretrained.channels import first_kernel
-from pcls.pretrained.exchange import HEAD
 from pcls.pretrained.names import timm_names
 
 MAX_BYTES = 1 << 24
@@ -174,7 +174,7 @@ def config_of(bundle: Bundle) -> dict[str, Any]:
             "num_classes": classes,
             # What timm changes where it is asked for other channels or classes.
             "first_conv": names.key(first_kernel(bundle)).removesuffix(".weight"),
-            "classifier": names.key(HEAD).removesuffix(".weight"),
+            "classifier": names.key(HEAD_KERNEL).removesuffix(".weight"),
             "license": bundle.origin.get("licence", ""),
         },
     }

@@ -14,8 +14,8 @@ from jax import Array
 
 from pcls.checkpoint.store import CheckpointStore
 from pcls.config import Recipe
+from pcls.config.data import DataSection
 from pcls.config.load import with_overrides
-from pcls.config.schema import DataSection
 from pcls.data.dataset import check_one_label
 from pcls.data.pipeline import evaluation_batches
 from pcls.data.preprocessing import Preprocessing

@@ -13,7 +13,7 @@ from jax import Array
 
 from pcls.checkpoint.store import CheckpointStore
 from pcls.config import Recipe
-from pcls.config.schema import ModelSection
+from pcls.config.model import ModelSection
 from pcls.data.augment import normalise
 from pcls.data.dataset import Dataset
 from pcls.data.preprocessing import Preprocessing
@@ -99,10 +99,10 @@ def explain(
     preprocessing = dataset.preprocessing
     read, pictures = read_shown(dataset, found.records[chosen])
     order = reading(section)
-    relevance = jax.jit(functools.partial(_relevance, network.model, preprocessing, network.precision, section, order))
+    compiled = jax.jit(functools.partial(relevance, network.model, preprocessing, network.precision, section, order))
     by_class = {
         kind: jax.device_get(
-            relevance(network.params, network.stats, read.images, read.lengths, classes[chosen].astype(np.int32))
+            compiled(network.params, network.stats, read.images, read.lengths, classes[chosen].astype(np.int32))
         )
         for kind, classes in (("predicted", found.predicted), ("label", found.labels))
     }
@@ -147,7 +147,7 @@ def method_text(section: ModelSection, order: Order | None, *, sequences: bool) 
     return f"{RELEVANCE}, of each step at its place in the image. {BLUE}"
 
 
-def _relevance(
+def relevance(
     model: ModelDef,
     preprocessing: Preprocessing,
     precision: str,
@@ -159,7 +159,20 @@ def _relevance(
     lengths: Array | None,
     classes: Array,
 ) -> Array:
-    """[batch, height, width, channels]; of Grad-CAM [batch, height, width, 1]."""
+    """How much each number of an input speaks for a class.
+
+    Args:
+      model: the definition.
+      preprocessing, precision: of the weights.
+      section: the recipe's `model`.
+      order: as `reading` says.
+      params, stats: of the model.
+      images, lengths: as `normalise` takes them.
+      classes: [batch] int32.
+
+    Returns:
+      [batch, height, width, channels]; of Grad-CAM [batch, height, width, 1].
+    """
     inputs = normalise(images, preprocessing, jnp.dtype(precision), lengths)
 
     def predict(some: Array) -> Array:

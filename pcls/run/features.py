@@ -20,7 +20,7 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.source import Source
 from pcls.data.workers import usable_cores
 from pcls.errors import UserError
-from pcls.nn.module import Arrays, ModelDef
+from pcls.nn.module import HEAD_KERNEL, Arrays, ModelDef
 from pcls.parallel.mesh import batch_sharding, local_rows, make_mesh, replicated, shard_count
 from pcls.parallel.processes import everywhere, place
 
@@ -124,9 +124,9 @@ def check_memory(needed: int, what: str) -> None:
 
 def _width(model: ModelDef) -> int:
     """Numbers that enter the head."""
-    kernel = model.params.get("head/kernel")
+    kernel = model.params.get(HEAD_KERNEL)
     if kernel is None:
-        raise UserError("the model has no head (head/kernel), and features are what enters it; choose another model")
+        raise UserError(f"the model has no head ({HEAD_KERNEL}), and features are what enters it; choose another")
     return kernel.shape[0]
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from pcls.config import Recipe
 from pcls.config.load import with_overrides
-from pcls.data.pipeline import Workers, training_batches
+from pcls.data.pipeline import Workers
 from pcls.data.workers import usable_cores
 from pcls.errors import UserError
 from pcls.evaluation.charts import Axis, short, value_axis
@@ -60,16 +60,8 @@ def find_rate(
     setup = _with_ramp(setup, lowest, highest, steps)
     weights = start_weights(start, setup, None)
     size, sharding = setup.plan.batch_size, setup.batch_sharding
-    with training_batches(
-        setup.dataset.train,
-        setup.preprocessing.training,
-        order=setup.order,
-        rows={size: setup.rows(size)},
-        random_crop=setup.random_crop,
-        steps=range(steps + 1),
-        workers=Workers(0 if setup.dataset.in_memory else recipe.data.workers or usable_cores()),
-        update_at=setup.sizes.update_at,
-    ) as batches:
+    workers = Workers(0 if setup.dataset.in_memory else recipe.data.workers or usable_cores())
+    with setup.batches(range(steps + 1), workers) as batches:
         on_devices = partial(place, sharding=sharding, batch_size=size)
         losses = ramp_losses(setup.train_step(), setup.initial_state(weights), batches, on_devices)
     found = curve(np.geomspace(lowest, highest, steps), losses)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,7 +29,7 @@ from pcls.evaluation.sections.numbers import balanced_interval, interval_text
 from pcls.evaluation.sections.records import MAX_LOSSES, MAX_SUSPECTS
 from pcls.evaluation.sections.speed import seconds_text, speed
 from pcls.models.registry import define_model, model_entry
-from pcls.nn.flops import analytic_activations, analytic_flops
+from pcls.nn.flops import image_costs
 from pcls.nn.module import ModelDef
 from pcls.observe.chips import chip_of
 from pcls.observe.sinks import read_metrics
@@ -181,7 +180,8 @@ def plan_table(
     if bounds is not None and found.rate:
         model = _definition(recipe, dataset)
         count, limits = bounds
-        best, worst = (own / count for own in limits.training_seconds(1, *_costs(model, recipe, dataset)))
+        costs = image_costs(model, dataset.preprocessing.training.shape, jnp.dtype(recipe.train.precision))
+        best, worst = (own / count for own in limits.training_seconds(1, *costs))
         rows += [
             (f"{records} per second", f"{1 / worst:,.0f} to {1 / best:,.0f}", f"{found.rate:,.0f}"),
             ("time of a step", f"{_milli(best * size)} to {_milli(worst * size)}", _milli(size / found.rate)),
@@ -212,14 +212,6 @@ def _bounds(folder: RunFolder, limits_of: LimitsOf | None) -> tuple[tuple[int, B
     if chip is None:
         return None, f"Nothing is documented here of {kind}, so there is no plan of its speed."
     return (int(count), limits_of(chip.name.partition(" ")[2].lower())), f"The plan of speed is {what}, of {kind}."
-
-
-def _costs(model: ModelDef, recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
-    """FLOPs of one record through the model, and bytes of what its products put out."""
-    dtype = jnp.dtype(recipe.train.precision)
-    image = jax.ShapeDtypeStruct((1, *dataset.preprocessing.training.shape), dtype)
-    arguments = (model.apply, model.params, model.stats, image)
-    return analytic_flops(*arguments), dtype.itemsize * analytic_activations(*arguments)
 
 
 def _milli(seconds: float) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 
 from pcls.config import Recipe
 from pcls.config.load import with_overrides
-from pcls.data.pipeline import Batch, Workers, training_batches
+from pcls.data.pipeline import Batch, Workers
 from pcls.errors import Diverged, RestartRequested, UserError
 from pcls.evaluation.label_sets import LabelEvaluation
 from pcls.evaluation.metrics import Evaluation
@@ -30,12 +30,11 @@ from pcls.observe.console import Console
 from pcls.observe.goodput import Goodput
 from pcls.parallel.tuning import tune_process
 from pcls.run.checkpoints import run_store
-from pcls.run.evaluate import PREPROCESSING
 from pcls.run.folder import RunFolder
-from pcls.run.session import ORIGIN, Run, Session
+from pcls.run.session import Run, Session
 from pcls.run.setup import Setup, images_on_devices, open_data, setup_of
 from pcls.run.signals import stop_requests
-from pcls.run.train import refuse_used, train_recipe
+from pcls.run.train import begin_folder, refuse_used, train_recipe
 from pcls.run.weights import Start, start_weights
 from pcls.training.seeds import SeedsStep, seeds_loop, seeds_steps, stacked, stacked_batches
 from pcls.training.state import TrainState, init_state
@@ -199,6 +198,7 @@ class _SeedSession(Session):
 
     def end(self, state: TrainState) -> Run:
         """After the last step."""
+        self._evaluate_once(state)
         self._settle(True)
         self._write(self._goodput.row(int(state.step)))
         return self._deliver(state)
@@ -230,7 +230,10 @@ def _train_together(
         nowhere = Console(plan.steps, stack.enter_context(Path(os.devnull).open("w", encoding="utf-8")))
         sessions: list[_SeedSession] = []
         for recipe, setup, start in zip(recipes, setups, starts, strict=True):
-            folder = _new_folder(recipe, setup, start, stack)
+            folder = RunFolder(recipe.run.dir)
+            stack.enter_context(folder.locked())
+            refuse_used(folder)
+            begin_folder(folder, recipe, setup, start)
             store = run_store(setup, folder, console.say)
             stack.callback(store.close)
             goodput = stack.enter_context(closing(Goodput()))
@@ -265,18 +268,6 @@ def _train_together(
             )
         runs = {seeds[number]: sessions[number].end(state) for number, state in own.items()}
     return _told(runs, {seeds[number]: error for number, error in failed.items()}, console.say)
-
-
-def _new_folder(recipe: Recipe, setup: Setup, start: Start | None, stack: ExitStack) -> RunFolder:
-    """A seed's folder, locked, with what a run starts with."""
-    folder = RunFolder(recipe.run.dir)
-    stack.enter_context(folder.locked())
-    refuse_used(folder)
-    folder.create(recipe)
-    folder.write_json(PREPROCESSING, setup.dataset.preprocessing.to_json())
-    if start and start.origin:
-        folder.write_json(ORIGIN, dict(start.origin))
-    return folder
 
 
 def initial_states(setups: Sequence[Setup], starts: Sequence[Start | None]) -> list[TrainState]:
@@ -331,15 +322,5 @@ def _seconds(step: Callable[..., Any], state: TrainState, batch: Any, steps: int
 
 
 def _first_batch(setup: Setup) -> Batch:
-    size = setup.plan.batch_size
-    with training_batches(
-        setup.dataset.train,
-        setup.preprocessing.training,
-        order=setup.order,
-        rows={size: setup.rows(size)},
-        random_crop=setup.random_crop,
-        steps=range(1),
-        workers=Workers(0),
-        update_at=setup.sizes.update_at,
-    ) as batches:
+    with setup.batches(range(1), Workers(0)) as batches:
         return next(batches)

@@ -15,7 +15,7 @@ from pcls.checkpoint.store import CheckpointStore, NotSaved
 from pcls.config.load import flat_recipe
 from pcls.data.dataset import Dataset
 from pcls.data.order import BucketedOrder, Order
-from pcls.data.pipeline import Batch, Places, Update, Workers, training_batches, training_places
+from pcls.data.pipeline import Batch, Places, Workers, training_places
 from pcls.data.workers import measure_threads
 from pcls.errors import RestartRequested, UserError
 from pcls.evaluation.count import Predictions
@@ -111,9 +111,8 @@ class Session:
                 self._goodput.start_training()
                 self._profiler.after(first, plan.after_dispatch(first))
                 state, finished = train_loop(state, one, many, self._booked(batches), plan, self)
-            if finished and self._result is None:
-                # No step was left to take: a kill came between the last one and the bundle, or the run has none.
-                self.evaluate(state, plan.steps)
+            if finished:
+                self._evaluate_once(state)
             self._settle(finished)
             self._write(self._goodput.row(int(state.step)))
         finally:
@@ -204,6 +203,11 @@ class Session:
                 "(checkpoint.on_failure=go_on)"
             )
 
+    def _evaluate_once(self, state: TrainState) -> None:
+        """Where no step was left to take: a kill came between the last one and the bundle, or the run has none."""
+        if self._result is None:
+            self.evaluate(state, self._setup.plan.steps)
+
     def _settle(self, finished: bool) -> None:
         """Waits for the last checkpoint. A finished run can do without it; one that stops has nothing else to go on."""
         with self._goodput.lost_to("checkpoint"):
@@ -271,21 +275,7 @@ class Session:
         return nullcontext(training_places(setup.order, rows=self._rows, steps=steps))
 
     def _host_batches(self, steps: Sequence[int]) -> AbstractContextManager[Iterator[Batch]]:
-        setup, dataset = self._setup, self._setup.dataset
-        kinds = (Update(), *setup.sizes.programs_from(steps[0] if len(steps) else 0))
-        sizes = {setup.plan.batch_size * update.batches for update in kinds}
-        return training_batches(
-            dataset.train,
-            dataset.preprocessing.training,
-            order=setup.order,
-            rows={size: setup.rows(size) for size in sizes},
-            random_crop=setup.random_crop,
-            steps=steps,
-            workers=self._workers,
-            # Sent to other processes: it must not hold the session.
-            update_at=setup.sizes.update_at,
-            warn=self._say,
-        )
+        return self._setup.batches(steps, self._workers, self._say)
 
     @cached_property
     def _workers(self) -> Workers:
@@ -308,8 +298,8 @@ class Session:
     def _deliver(self, state: TrainState) -> Run:
         """Writes the bundle and the last evaluation."""
         delivered = self._setup.deliverable(state)
-        # The loop evaluates after its last step; there was none if a kill came between that and here.
-        evaluation, predictions = self._result or self._evaluator(*delivered)
+        assert self._result is not None
+        evaluation, predictions = self._result
         # Whole on every device: process 0 must see all of it to write it.
         whole = jax.jit(lambda arrays: arrays, out_shardings=replicated(self._setup.mesh))(delivered)
         if self._console:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import jax
@@ -9,18 +11,18 @@ import numpy as np
 
 from pcls.config import Recipe
 from pcls.data.dataset import Dataset, open_dataset
+from pcls.data.pipeline import Batch, Update, Workers, training_batches
 from pcls.data.preprocessing import Preprocessing
+from pcls.data.sources.source import label_counts
 from pcls.errors import UserError
 from pcls.models.registry import model_entry
-from pcls.nn.module import Arrays
+from pcls.nn.module import HEAD_BIAS, Arrays
 from pcls.parallel.mesh import replicated
 from pcls.parallel.processes import everywhere
 from pcls.training.losses import log_shares
 from pcls.training.program import Program, make_program
 from pcls.training.resident import Images
 from pcls.training.state import TrainState
-
-HEAD_BIAS = "head/bias"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,31 @@ class Setup(Program):
         """Whether files are cut anew each epoch."""
         return self.recipe.data.train_crop != "center" and self.preprocessing.sequence is None
 
+    def batches(
+        self, steps: Sequence[int], workers: Workers, warn: Callable[[str], None] | None = None
+    ) -> AbstractContextManager[Iterator[Batch]]:
+        """This process's rows of the training batches.
+
+        Args:
+          steps: at which the wanted updates begin, counted from 0.
+          workers: who reads.
+          warn: as `training_batches` takes it.
+        """
+        kinds = (Update(), *self.sizes.programs_from(steps[0] if len(steps) else 0))
+        sizes = {self.plan.batch_size * update.batches for update in kinds}
+        return training_batches(
+            self.dataset.train,
+            self.preprocessing.training,
+            order=self.order,
+            rows={size: self.rows(size) for size in sizes},
+            random_crop=self.random_crop,
+            steps=steps,
+            workers=workers,
+            # Sent to other processes: it must hold no more than it needs.
+            update_at=self.sizes.update_at,
+            warn=warn,
+        )
+
     def deliverable(self, state: TrainState) -> tuple[Arrays, Arrays]:
         """The parameters and statistics of a state that are evaluated and delivered, adjusted as the recipe asks.
 
@@ -43,8 +70,7 @@ class Setup(Program):
         adjustment = self.recipe.imbalance.posthoc_adjustment
         if not adjustment:
             return params, stats
-        counts = np.bincount(self.dataset.train.labels, minlength=len(self.dataset.class_names))
-        lowered = (adjustment * log_shares(counts)).astype(np.float32)
+        lowered = (adjustment * log_shares(label_counts(self.dataset.train))).astype(np.float32)
         # Compiled with the numbers in it: the bias may lie on devices of other processes.
         return params | {HEAD_BIAS: jax.jit(lambda bias: bias - lowered)(params[HEAD_BIAS])}, stats
 

@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import socket
 import statistics
 import time
@@ -28,7 +27,7 @@ from pcls.errors import PclsError, RestartRequested, UserError, first_line
 from pcls.models.registry import model_entry
 from pcls.run.evaluate import EVALUATION
 from pcls.run.folder import RunFolder, take
-from pcls.run.train import resume_run, train_recipe
+from pcls.run.train import train_or_resume
 from pcls.run.trials import (
     Setting,
     Space,
@@ -260,34 +259,14 @@ def _train_alone(trial: Trial, folder: Path, metric: str, start_of: StartOf) -> 
 
 def _train(trial: Trial, path: Path, start_of: StartOf) -> None:
     """Trains or goes on; what a run says goes to its log. A failure is noted in its folder."""
-    run = RunFolder(path)
     path.mkdir(parents=True, exist_ok=True)
     try:
         with (path / LOG).open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
-            if run.exists() and _saved(run):
-                resume_run(path)
-                return
-            if run.exists():
-                # Killed before its first checkpoint: resumed, it would not know its pretrained weights.
-                _clear(path)
-            recipe = with_overrides(trial.recipe, {"run.dir": str(path)})
-            train_recipe(recipe, start_of(recipe))
+            train_or_resume(with_overrides(trial.recipe, {"run.dir": str(path)}), start_of)
     except RestartRequested as error:
         raise RestartRequested(f"stopped in trial {path}; the same command goes on") from error
     except (PclsError, jax.errors.JaxRuntimeError) as error:
-        run.write_json(FAILED, {"error": first_line(error)})
-
-
-def _saved(run: RunFolder) -> bool:
-    return any(run.checkpoints.glob("*/pcls_manifest.json"))
-
-
-def _clear(path: Path) -> None:
-    for entry in path.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name != LOG:
-            entry.unlink()
+        RunFolder(path).write_json(FAILED, {"error": first_line(error)})
 
 
 def _outcome(path: Path, metric: str) -> Outcome | None:

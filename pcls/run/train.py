@@ -7,6 +7,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TextIO
 
+from pcls.checkpoint.store import problem_of, steps_in
 from pcls.config import Recipe
 from pcls.config.load import Overrides, flat_recipe, with_overrides
 from pcls.errors import UserError
@@ -65,10 +66,7 @@ def train_recipe(
                 if not used:
                     # Another process may have been faster since the first look.
                     refuse_used(folder)
-                folder.create(recipe)
-                folder.write_json(PREPROCESSING, setup.dataset.preprocessing.to_json())
-                if start and start.origin:
-                    folder.write_json(ORIGIN, dict(start.origin))
+                begin_folder(folder, recipe, setup, start)
             return _train(setup, folder, weights, screen, goodput, profile)
 
 
@@ -124,8 +122,9 @@ def train_or_resume(recipe: Recipe, start_of: Callable[[Recipe], Start | None], 
 
 
 def _state_of(folder: RunFolder) -> tuple[bool, bool, bool]:
-    """Whether a run was started in a folder, has a checkpoint, and is finished."""
-    saved = folder.checkpoints.is_dir() and any(entry.name.isdigit() for entry in folder.checkpoints.iterdir())
+    """Whether a run was started in a folder, has a checkpoint to go on from, and is finished."""
+    steps = (folder.checkpoints / str(step) for step in steps_in(folder.checkpoints))
+    saved = any(problem_of(step, full=False) is None for step in steps)
     return folder.exists(), saved, folder.status().get("status") == "finished"
 
 
@@ -162,6 +161,14 @@ def refuse_used(folder: RunFolder) -> None:
             f"{folder.path}: holds a {status} run; go on with it by: pcls resume {folder.path}, "
             "or name another folder: run.dir=FOLDER"
         )
+
+
+def begin_folder(folder: RunFolder, recipe: Recipe, setup: Setup, start: Start | None) -> None:
+    """Writes what a run starts with."""
+    folder.create(recipe)
+    folder.write_json(PREPROCESSING, setup.dataset.preprocessing.to_json())
+    if start and start.origin:
+        folder.write_json(ORIGIN, dict(start.origin))
 
 
 def _train(

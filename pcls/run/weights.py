@@ -10,14 +10,14 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.evaluation.probes import chosen_l2, fit_linear
 from pcls.models.registry import model_entry
-from pcls.nn.module import Arrays, ModelDef
+from pcls.nn.module import HEAD, HEAD_BIAS, HEAD_KERNEL, Arrays, ModelDef
 from pcls.observe.console import Console
 from pcls.run.features import features_of
 from pcls.run.first_weights import weights_from_images
 from pcls.run.setup import Setup
 
 # Of a head that is one dense layer.
-HEAD_PATHS = frozenset(("head/kernel", "head/bias"))
+HEAD_PATHS = frozenset((HEAD_KERNEL, HEAD_BIAS))
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _with_probed_head(setup: Setup, weights: StartWeights, console: Console | No
     Raises:
       UserError: a model whose head is not one dense layer.
     """
-    found = {path for path in weights.params if path.startswith("head/")}
+    found = {path for path in weights.params if path.startswith(HEAD)}
     if found != HEAD_PATHS:
         raise UserError(
             f"transfer.head=probe needs a head that is one dense layer, and that of {setup.recipe.model.name} has "
@@ -108,4 +108,4 @@ def _with_probed_head(setup: Setup, weights: StartWeights, console: Console | No
     if console:
         what = dataset.preprocessing.records
         console.say(f"head: fitted to the features of {len(features):,} {what}, with a penalty of {l2:g}")
-    return replace(weights, params=weights.params | {"head/kernel": probe.kernel, "head/bias": probe.bias})
+    return replace(weights, params=weights.params | {HEAD_KERNEL: probe.kernel, HEAD_BIAS: probe.bias})

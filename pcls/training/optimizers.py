@@ -30,9 +30,9 @@ import optax
 
 from pcls.config.optimizer import OptimizerSection, ScaleRule
 from pcls.errors import UserError
+from pcls.nn.module import HEAD
 from pcls.training.lookahead import lookahead
 
-HEAD = re.compile(r"^head/")
 # What reads pixels or gives logits: Muon is for what lies between.
 FIRST_OR_LAST = re.compile(r"^(stem|conv1|inputs|head)/")
 # The root mean square of AdamW's usual update. Source: Liu et al. 2025 (arXiv 2502.16982).
@@ -116,15 +116,11 @@ def make_optimizer(
 
     def beginning_at(start: int) -> optax.GradientTransformation:
         """Its own count of steps begins there, the schedule's does not."""
-        rate = _by_rate(lambda count: schedule(count + start) if start else schedule(count), grows=section.lr_per_256)
+        rate = _by_rate(lambda count: schedule(count + start), grows=section.lr_per_256)
         return optax.chain(*_update_rule(section, rate, rows), _by_factor(lambda path: rows[path].lr_scale))
 
-    begins = sorted({int(row.start) for row in rows.values() if row.rule != FROZEN})
-    if begins == [0] and not any(row.rule == FROZEN for row in rows.values()):
-        optimizer = optax.chain(*_clipping(section), beginning_at(0))
-    else:
-        groups = {start: beginning_at(start) for start in begins}
-        optimizer = optax.chain(*_clipping(section), _by_start(groups, lambda path: rows[path].start))
+    groups = {start: beginning_at(start) for start in sorted({int(r.start) for r in rows.values() if r.rule != FROZEN})}
+    optimizer = optax.chain(*_clipping(section), _by_start(groups, lambda path: rows[path].start))
     if not section.lookahead.every:
         return optimizer
     return lookahead(optimizer, section.lookahead, steps, lambda path: rows[path].rule != FROZEN)
@@ -226,7 +222,7 @@ def _clipping(section: OptimizerSection) -> list[optax.GradientTransformation]:
     if section.adaptive_clip:
         # Units are outputs, vectors as a whole, and the last linear layer is left alone. Source: Brock et al. 2021.
         clip = optax.adaptive_grad_clip(section.adaptive_clip)
-        parts.append(optax.masked(clip, _by_path(lambda path: not HEAD.search(path))))
+        parts.append(optax.masked(clip, _by_path(lambda path: not path.startswith(HEAD))))
     if section.clip_norm:
         parts.append(optax.clip_by_global_norm(section.clip_norm))
     return parts

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pcls.config.data import DataSection
 from pcls.config.duration import round_half_up
-from pcls.config.schema import DataSection
 from pcls.data.dataset import IMAGE_FILES
 from pcls.data.pipeline import Update
 from pcls.errors import UserError

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from pcls.config import Recipe, with_overrides
@@ -18,7 +17,7 @@ from pcls.config.load import Overrides
 from pcls.data.dataset import Dataset, data_settings, open_dataset
 from pcls.data.sources.source import class_counts
 from pcls.errors import UserError
-from pcls.nn.flops import analytic_activations, analytic_flops
+from pcls.nn.flops import image_costs
 from pcls.nn.module import ModelDef
 from pcls.parallel.processes import is_main
 from pcls.planning.limits import Limits, limits_of
@@ -205,9 +204,6 @@ def _time_text(tuning: FineTuning, definition: ModelDef, learns: Freezing) -> st
 def _seconds(tuning: FineTuning, definition: ModelDef, learns: Freezing, limits: Limits) -> tuple[float, float]:
     """Of the training; frozen groups cost their forward pass, a third."""
     recipe, image = tuning.recipe, tuning.dataset.preprocessing.training
-    dtype = jnp.dtype(recipe.train.precision)
-    one = jax.ShapeDtypeStruct((1, *image.shape), dtype)
-    arguments = (definition.apply, definition.params, definition.stats, one)
     groups = layer_groups(definition.params).values()
     images = 0.0
     for phase, start, end in learns.spans(0, tuning.steps):
@@ -216,6 +212,4 @@ def _seconds(tuning: FineTuning, definition: ModelDef, learns: Freezing, limits:
         images += (end - start) * recipe.train.batch_size * (1 + 2 * learning) / 3
     if recipe.transfer.head == "probe":
         images += len(tuning.dataset.train) / 3
-    return limits.training_seconds(
-        images, analytic_flops(*arguments), dtype.itemsize * analytic_activations(*arguments)
-    )
+    return limits.training_seconds(images, *image_costs(definition, image.shape, jnp.dtype(recipe.train.precision)))

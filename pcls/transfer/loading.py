@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pcls.config.schema import RenameRule
+from pcls.config.model import RenameRule
 from pcls.errors import UserError
 from pcls.nn.module import Arrays
 

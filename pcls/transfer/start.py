@@ -10,15 +10,13 @@ import jax
 from pcls.config import Recipe
 from pcls.errors import UserError
 from pcls.models.reading import CUSTOMARY_ORDER
-from pcls.nn.module import Arrays, ModelDef
+from pcls.nn.module import HEAD, Arrays, ModelDef
 from pcls.pretrained.bundle import FACTS, Bundle, load_bundle
 from pcls.pretrained.catalogue import catalogue
 from pcls.pretrained.importing import cached_bundle
 from pcls.run.folder import RunFolder
 from pcls.run.weights import Start, StartWeights
 from pcls.transfer.loading import load, loaded_text
-
-HEAD = "head/"
 
 
 def open_bundle(path: str | Path) -> Bundle:

@@ -19,7 +19,7 @@ broken
 @pytest.mark.parametrize(
     ("folder", "commit"),
     [
-        ("/root/runs", "rename"),
+        ("/srv/runs", "rename"),
         ("/home/me/runs", "rename"),
         ("/mnt/bucket/runs/checkpoints", "marker"),
         ("/mnt/bucket", "marker"),

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pcls.config.schema import DataSection
+from pcls.config.data import DataSection
 from pcls.data.convert import convert
 from pcls.data.crops import crop_draws
 from pcls.data.dataset import data_settings, open_dataset, open_source

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pcls.config.schema import AudioSection, DataSection
+from pcls.config.data import AudioSection, DataSection
 from pcls.data.dataset import SOURCES, data_settings, described_preprocessing, open_dataset
 from pcls.data.decode import fit_pixels
 from pcls.data.preprocessing import IMAGENET_MEAN, Preprocessing, SequenceFeatures, TrainingSize

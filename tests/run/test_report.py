@@ -9,7 +9,7 @@ import pytest
 
 import pcls
 from pcls.cli import main
-from pcls.config.schema import ModelSection
+from pcls.config.model import ModelSection
 from pcls.data.preprocessing import Preprocessing, SequenceFeatures
 from pcls.errors import UserError
 from pcls.evaluation.count import Predictions

@@ -27,7 +27,7 @@ def trained(monkeypatch):
     """Trials in order, each as good as its rate divides by 10; no network is trained. The rate 4 diverges."""
     names = []
 
-    def train(recipe, start):
+    def train(recipe, start_of):
         folder = RunFolder(recipe.run.dir)
         names.append(folder.path.name)
         if recipe.optimizer.lr == 4:
@@ -37,7 +37,7 @@ def trained(monkeypatch):
         folder.write_json("evaluation.json", {"top1": value, "loss": 1 - value})
         folder.set_status("finished", 1, 1)
 
-    monkeypatch.setattr(sweep_module, "train_recipe", train)
+    monkeypatch.setattr(sweep_module, "train_or_resume", train)
     return names
 
 
@@ -104,20 +104,18 @@ def test_halving_trains_the_better_third_three_times_as_long(trained, tmp_path):
     assert "train.duration" in sweep_text(found).splitlines()[0]
 
 
-def test_a_trial_that_was_killed_before_its_first_checkpoint_begins_anew(trained, tmp_path):
+def test_a_trial_that_was_killed_is_gone_on_with_and_the_finished_are_not(trained, tmp_path):
     run(tmp_path, "optimizer.lr=2,9")
     RunFolder(tmp_path / "0001").set_status("running", 3, 9)
-    (tmp_path / "0001" / "metrics.csv").write_text("")
     assert len(run(tmp_path, "optimizer.lr=2,9").results) == 2
     assert trained == ["0000", "0001", "0001"]
-    assert not (tmp_path / "0001" / "metrics.csv").exists()
 
 
 def test_a_stop_gives_the_trial_back(tmp_path, monkeypatch):
-    def stopped(recipe, start):
+    def stopped(recipe, start_of):
         raise pcls.RestartRequested("stopped and saved at step 3")
 
-    monkeypatch.setattr(sweep_module, "train_recipe", stopped)
+    monkeypatch.setattr(sweep_module, "train_or_resume", stopped)
     with pytest.raises(pcls.RestartRequested, match=r"stopped in trial .*0000; the same command goes on"):
         run(tmp_path, "optimizer.lr=2,9")
     assert list(tmp_path.glob("*.lock")) == []

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcls.config import load_recipe
-from pcls.config.schema import DataSection
+from pcls.config.data import DataSection
 from pcls.data.pipeline import Update
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError

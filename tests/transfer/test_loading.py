@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pcls.config.schema import RenameRule
+from pcls.config.model import RenameRule
 from pcls.errors import UserError
 from pcls.transfer.loading import load, loaded_text, write_loaded
 

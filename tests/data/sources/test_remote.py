@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractFileSystem
 from PIL import Image
 
-from pcls.config.schema import DataSection
+from pcls.config.data import DataSection
 from pcls.data.convert import convert
 from pcls.data.dataset import open_source
 from pcls.data.preprocessing import Preprocessing

@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from pcls.config.schema import DataSection
+from pcls.config.data import DataSection
 from pcls.data.dataset import open_dataset
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.tfds import open_tfds
