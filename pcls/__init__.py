@@ -426,7 +426,7 @@ def serve(
     Args:
       source: a finished run, a bundle, or public weights by name.
       host, port: to listen on; port 0: any that is free.
-      token_file: a file with the bearer token to ask for; empty: the variable PCLS_SERVE_TOKEN of the environment, if set.
+      token_file: with the bearer token to ask for; empty: the variable PCLS_SERVE_TOKEN of the environment, where set.
       max_batch: images that the model is asked about together.
       max_wait: milliseconds that a batch's first image waits for others.
       queue: images that may wait.

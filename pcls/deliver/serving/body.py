@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from PIL import Image
 from starlette.requests import Request
 
 from pcls.data.decode import FORMATS, DecodeError, open_image
@@ -102,8 +103,8 @@ def check_picture(data: bytes, preprocessing: Preprocessing) -> None:
         raise Refused(NO_PICTURE if data else EMPTY)
     try:
         size = open_image(data).size
-    except DecodeError as error:
-        # Of what is not empty it only says this.
+    # Of what is not empty a DecodeError says only this.
+    except (DecodeError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Refused(LARGE_PICTURE) from error
     # Whatever Pillow's parsers meet.
     except Exception as error:

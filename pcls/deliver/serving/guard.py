@@ -44,7 +44,7 @@ class Guard:
           token: empty: none is asked for.
         """
         self._app, self._service, self._paths = app, service, paths
-        self._token = hashlib.sha256(b"Bearer " + token).digest() if token else b""
+        self._token = hashlib.sha256(token).digest() if token else b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -92,5 +92,6 @@ class Guard:
         # Whatever is unknown is told to nobody either.
         if not self._token or not (path.startswith("/v1/") or path == "/metrics"):
             return True
-        given = hashlib.sha256(headers.get(b"authorization", b"")).digest()
-        return hmac.compare_digest(given, self._token)
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        # Of digests: they are of one length, whatever was sent.
+        return scheme.lower() == b"bearer" and hmac.compare_digest(hashlib.sha256(given).digest(), self._token)

@@ -8,6 +8,7 @@ import math
 import resource
 import signal
 import socket
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -62,6 +63,8 @@ def serve_classifier(
     )
     # What a client sends that is no HTTP is the client's matter; only a failure of ours is told.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    # Pillow's word for damaged EXIF data, and for pictures near its own limit; ours is the one that holds.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     server = _Server(config, service, _url(listener), say)
     # uvicorn hands a signal on once it has ended, which would be the process's end by that signal.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from pcls.data.decode import DecodeError
 from pcls.deliver.classifier import Classifier
@@ -100,6 +101,8 @@ class Service:
             raise Refused(DAMAGED) from error
 
     def _compile(self) -> None:
+        # All of Pillow's formats now: the first image of each kind would wait for its parser.
+        Image.init()
         for size in self.limits.sizes:
             self.classifier.compile(size)
 
