@@ -10,7 +10,9 @@ import jax
 from flax import nnx
 from jax import Array
 
+from pcls.nn.conv import Conv, ConvPool
 from pcls.nn.norm import BatchNorm
+from pcls.nn.quantized import Arithmetic
 from pcls.nn.training import TrainingPass
 
 # `layer1/0/conv1/kernel` -> array. Flat, so that a rule over parameter paths is a dict comprehension, and a weight
@@ -31,6 +33,7 @@ class ModelDef:
       params, stats: paths to shapes and types of the trained parameters and the running statistics.
       build: makes the module from a key.
       takes_lengths: whether it reads sequences of several lengths: called with `lengths=` too.
+      arithmetic: what it computes with instead of its own numbers; None: with these.
     """
 
     graph: Any
@@ -38,6 +41,7 @@ class ModelDef:
     stats: Mapping[str, jax.ShapeDtypeStruct]
     build: Callable[[Array], nnx.Module]
     takes_lengths: bool = False
+    arithmetic: Arithmetic | None = None
 
     @classmethod
     def of(cls, build: Callable[[nnx.Rngs], nnx.Module], *, takes_lengths: bool = False) -> ModelDef:
@@ -72,7 +76,7 @@ class ModelDef:
           lengths: [batch] int32, rows of each image that count; a model that takes none sees all rows. None: all count.
           frozen: paths of statistics that training does not take anew, but normalises by.
         """
-        model = nnx.merge(self.graph, _nested(params), _nested(stats))
+        model = self._merged(params, stats)
         if frozen:
             _freeze(model, frozen)
         logits = model(images, training, lengths=lengths) if self.takes_lengths else model(images, training)
@@ -80,7 +84,7 @@ class ModelDef:
 
     def embed(self, params: Arrays, stats: Arrays, images: Array, lengths: Array | None = None) -> Array:
         """The input of the head in a prediction, [batch, features]; arguments as `apply` has them."""
-        model: Any = nnx.merge(self.graph, _nested(params), _nested(stats))
+        model: Any = self._merged(params, stats)
         return model.embed(images, lengths=lengths) if self.takes_lengths else model.embed(images)
 
     def features(self, params: Arrays, stats: Arrays, images: Array) -> list[Array]:
@@ -90,7 +94,7 @@ class ModelDef:
           params, stats: by path.
           images: [batch, height, width, channels].
         """
-        return nnx.merge(self.graph, _nested(params), _nested(stats)).features(images)
+        return self._merged(params, stats).features(images)
 
     def classify_features(self, params: Arrays, stats: Arrays, last: Array) -> Array:
         """Logits [batch, classes] in a prediction from the last of the maps that `features` gives.
@@ -99,8 +103,20 @@ class ModelDef:
           params, stats: by path.
           last: [batch, height / n, width / n, channels].
         """
-        model: Any = nnx.merge(self.graph, _nested(params), _nested(stats))
+        model: Any = self._merged(params, stats)
         return model.head(model.pooled(last))
+
+    def _merged(self, params: Arrays, stats: Arrays) -> Any:
+        if self.arithmetic is None:
+            return nnx.merge(self.graph, _nested(params), _nested(stats))
+        model = nnx.merge(self.graph, _nested(self.arithmetic.weights(params)), _nested(stats))
+        for path, layer in nnx.iter_modules(model):
+            name = "/".join(map(str, path))
+            if isinstance(layer, Conv | ConvPool):
+                layer.product = self.arithmetic.product(name, layer.product)
+            elif isinstance(layer, nnx.Linear):
+                layer.dot_general = self.arithmetic.product(name, layer.dot_general)
+        return model
 
     @property
     def parameter_count(self) -> int:

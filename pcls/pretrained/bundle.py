@@ -24,6 +24,8 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.models.registry import define_model
 from pcls.nn.module import ModelDef
+from pcls.nn.quantized import Integers, Quantization, integers_of
+from pcls.pretrained import quantized
 from pcls.pretrained.card import card_text
 from pcls.pretrained.history import Training
 
@@ -77,6 +79,7 @@ class Bundle:
       thresholds: of each class, from which probability on it is given, the sigmoid of its logit, where records carry
         several labels; empty: a record has one, the most probable.
       training: how the weights came about; None: not noted, as in public weights.
+      quantization: of the parameters, which are then what its small integers stand for; None: they are as trained.
     """
 
     model: str
@@ -92,6 +95,7 @@ class Bundle:
     calibration: Calibration | None = None
     thresholds: tuple[float, ...] = ()
     training: Training | None = None
+    quantization: Quantization | None = None
 
     def definition(self, classes: int | None = None, channels: int | None = None) -> ModelDef:
         """The model without its arrays, with as many classes and channels as its own or as given."""
@@ -105,6 +109,17 @@ class Bundle:
             **self.options,
         )
 
+    def runnable(self) -> tuple[ModelDef, dict[str, Any]]:
+        """The model and its parameters as it predicts: in integers where inputs of its layers are quantized.
+
+        Raises:
+          UserError: that needs a package which is not installed.
+        """
+        if self.quantization is None or not self.quantization.inputs:
+            return self.definition(), dict(self.params)
+        definition = replace(self.definition(), arithmetic=Integers(self.quantization))
+        return definition, integers_of(self.params, self.quantization)
+
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
     """Writes a bundle beside `folder` and renames it into place, so that no half bundle is ever found there."""
@@ -112,6 +127,8 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     tensors = {f"params/{path}": array for path, array in bundle.params.items()}
     tensors |= {f"stats/{path}": array for path, array in bundle.stats.items()}
+    if bundle.quantization is not None:
+        tensors |= quantized.to_tensors(bundle.quantization)
     try:
         temporary.mkdir(parents=True)
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary / WEIGHTS)
@@ -132,6 +149,8 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
             facts["thresholds"] = list(bundle.thresholds)
         if bundle.training is not None:
             facts["training"] = bundle.training.to_json()
+        if bundle.quantization is not None:
+            facts["quantization"] = quantized.to_json(bundle.quantization)
         facts["facts_sha256"] = _facts_sha256(facts)
         (temporary / FACTS).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         card = card_text(facts, sum(array.size for array in bundle.params.values()))
@@ -184,6 +203,8 @@ def load_bundle(folder: Path) -> Bundle:
             # Only those that a run of this version delivered.
             training=Training.from_json(facts["training"], len(facts["class_names"])) if "training" in facts else None,
         )
+        if "quantization" in facts:
+            bundle = replace(bundle, quantization=quantized.from_json(facts["quantization"]))
         digest = facts["weights_sha256"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / FACTS}: is damaged ({error!r})") from error
@@ -231,10 +252,19 @@ def _with_arrays(bundle: Bundle, path: Path) -> Bundle:
         raise UserError(f"{path}: is no safetensors file ({error})") from error
     expected = {f"params/{name}": leaf for name, leaf in definition.params.items()}
     expected |= {f"stats/{name}": leaf for name, leaf in definition.stats.items()}
+    if bundle.quantization is not None:
+        expected |= quantized.expected_tensors(definition, bundle.quantization.bits)
     for name in sorted(expected.keys() | tensors.keys()):
         want, have = expected.get(name), tensors.get(name)
         if want is None or have is None or want.shape != have.shape or want.dtype != have.dtype:
             raise UserError(f"{path}: {name} is {_shape(have)}, and {bundle.model} needs {_shape(want)}")
+    if bundle.quantization is not None:
+        try:
+            whole = quantized.from_tensors(bundle.quantization, definition, tensors)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}; copy the bundle again, or compress the run anew") from error
+        bundle = replace(bundle, quantization=whole)
+        tensors |= {f"params/{name}": array.floats() for name, array in whole.weights.items()}
     return replace(
         bundle,
         params={name: tensors[f"params/{name}"] for name in definition.params},
