@@ -158,6 +158,9 @@ class TrainSection(Section):
       seed: of the initial weights, the order of records and the augmentation.
       accumulate: micro-batches whose gradients are added up before the update; less memory, the same step.
       precision: type of activations; parameters and statistics are always float32.
+      quantize: what training computes with rounded, so that the weights learn to stand it: `int8` (weights, and inputs
+        of convolutions and dense layers), `int8_weights` or `int4_weights`; parameters and evaluations stay as they
+        are, and `pcls compress` rounds them for good. See docs/compress.md.
       loss: `softmax` (cross-entropy over the classes), `sigmoid` (binary, of each class by itself) or, with
         data.labels=several, `asymmetric` (the same, with less weight for easy answers, of labels that a record does not
         carry most of all).
@@ -174,6 +177,7 @@ class TrainSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     accumulate: Annotated[int, Field(ge=1, le=2**16)] = 1
     precision: Literal["float32", "bfloat16"] = "float32"
+    quantize: Literal["none", "int8", "int8_weights", "int4_weights"] = "none"
     loss: Literal["softmax", "sigmoid", "asymmetric"] = "softmax"
     asymmetric: AsymmetricSection = AsymmetricSection()
     label_smoothing: Fraction = 0.0

@@ -33,7 +33,8 @@ class ModelDef:
       params, stats: paths to shapes and types of the trained parameters and the running statistics.
       build: makes the module from a key.
       takes_lengths: whether it reads sequences of several lengths: called with `lengths=` too.
-      arithmetic: what it computes with instead of its own numbers; None: with these.
+      predicting, learning: what it computes with instead of its own numbers, in predictions and in training passes;
+        None: with these.
     """
 
     graph: Any
@@ -41,7 +42,8 @@ class ModelDef:
     stats: Mapping[str, jax.ShapeDtypeStruct]
     build: Callable[[Array], nnx.Module]
     takes_lengths: bool = False
-    arithmetic: Arithmetic | None = None
+    predicting: Arithmetic | None = None
+    learning: Arithmetic | None = None
 
     @classmethod
     def of(cls, build: Callable[[nnx.Rngs], nnx.Module], *, takes_lengths: bool = False) -> ModelDef:
@@ -76,7 +78,7 @@ class ModelDef:
           lengths: [batch] int32, rows of each image that count; a model that takes none sees all rows. None: all count.
           frozen: paths of statistics that training does not take anew, but normalises by.
         """
-        model = self._merged(params, stats)
+        model = self._merged(params, stats, self.predicting if training is None else self.learning)
         if frozen:
             _freeze(model, frozen)
         logits = model(images, training, lengths=lengths) if self.takes_lengths else model(images, training)
@@ -84,7 +86,7 @@ class ModelDef:
 
     def embed(self, params: Arrays, stats: Arrays, images: Array, lengths: Array | None = None) -> Array:
         """The input of the head in a prediction, [batch, features]; arguments as `apply` has them."""
-        model: Any = self._merged(params, stats)
+        model = self._merged(params, stats, self.predicting)
         return model.embed(images, lengths=lengths) if self.takes_lengths else model.embed(images)
 
     def features(self, params: Arrays, stats: Arrays, images: Array) -> list[Array]:
@@ -94,7 +96,7 @@ class ModelDef:
           params, stats: by path.
           images: [batch, height, width, channels].
         """
-        return self._merged(params, stats).features(images)
+        return self._merged(params, stats, self.predicting).features(images)
 
     def classify_features(self, params: Arrays, stats: Arrays, last: Array) -> Array:
         """Logits [batch, classes] in a prediction from the last of the maps that `features` gives.
@@ -103,19 +105,19 @@ class ModelDef:
           params, stats: by path.
           last: [batch, height / n, width / n, channels].
         """
-        model: Any = self._merged(params, stats)
+        model = self._merged(params, stats, self.predicting)
         return model.head(model.pooled(last))
 
-    def _merged(self, params: Arrays, stats: Arrays) -> Any:
-        if self.arithmetic is None:
+    def _merged(self, params: Arrays, stats: Arrays, arithmetic: Arithmetic | None) -> Any:
+        if arithmetic is None:
             return nnx.merge(self.graph, _nested(params), _nested(stats))
-        model = nnx.merge(self.graph, _nested(self.arithmetic.weights(params)), _nested(stats))
+        model = nnx.merge(self.graph, _nested(arithmetic.weights(params)), _nested(stats))
         for path, layer in nnx.iter_modules(model):
             name = "/".join(map(str, path))
             if isinstance(layer, Conv | ConvPool):
-                layer.product = self.arithmetic.product(name, layer.product)
+                layer.product = arithmetic.product(name, layer.product)
             elif isinstance(layer, nnx.Linear):
-                layer.dot_general = self.arithmetic.product(name, layer.dot_general)
+                layer.dot_general = arithmetic.product(name, layer.dot_general)
         return model
 
     @property

@@ -232,11 +232,19 @@ def straight_through(near: Callable[[Array], Array], array: Array) -> Array:
     return array + lax.stop_gradient(near(array) - array)
 
 
-ROUNDINGS: Mapping[str, Rounding] = {
+ROUNDINGS: Mapping[str, Rounding | None] = {
+    "none": None,
     "int8": Rounding(8, inputs=True),
     "int8_weights": Rounding(8, inputs=False),
     "int4_weights": Rounding(4, inputs=False),
 }
+
+
+def rounding(name: str) -> Rounding | None:
+    """What training computes with, by `train.quantize`; UserError where that needs a package which is not installed."""
+    if ROUNDINGS[name] is not None:
+        quantizer()
+    return ROUNDINGS[name]
 
 
 def integers_of(params: Mapping[str, Any], quantization: Quantization) -> dict[str, Any]:

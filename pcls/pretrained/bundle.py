@@ -117,7 +117,7 @@ class Bundle:
         """
         if self.quantization is None or not self.quantization.inputs:
             return self.definition(), dict(self.params)
-        definition = replace(self.definition(), arithmetic=Integers(self.quantization))
+        definition = replace(self.definition(), predicting=Integers(self.quantization))
         return definition, integers_of(self.params, self.quantization)
 
 

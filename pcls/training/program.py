@@ -27,6 +27,7 @@ from pcls.models.registry import define_model, model_entry
 from pcls.nn.flops import analytic_flops
 from pcls.nn.module import Arrays, ModelDef
 from pcls.nn.platform import compiling_for
+from pcls.nn.quantized import rounding
 from pcls.nn.training import TrainingPass
 from pcls.parallel.mesh import (
     BATCH_AXES,
@@ -321,6 +322,7 @@ def make_program(
         precision=recipe.train.precision,
         **recipe.model.options,
     )
+    model = replace(model, learning=rounding(recipe.train.quantize))
     order = training_order(recipe, records, buckets, labels)
     check_progressive(recipe.data, recipe.model.name, order.epoch_steps)
     training = normalisation(recipe, shard_count(mesh), normalises=bool(model.stats))
