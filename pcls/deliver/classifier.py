@@ -98,10 +98,10 @@ class Classifier:
         self.class_names = bundle.class_names
         self.thresholds = bundle.thresholds
         self.preprocessing = bundle.preprocessing
-        definition, dtype = bundle.definition(), jnp.dtype(bundle.precision)
+        (definition, params), dtype = bundle.runnable(), jnp.dtype(bundle.precision)
         self._any_length = definition.takes_lengths
         calibration = bundle.calibration
-        self._params, self._stats = jax.device_put((dict(bundle.params), dict(bundle.stats)))
+        self._params, self._stats = jax.device_put((params, dict(bundle.stats)))
 
         @jax.jit
         def answers(params: Arrays, stats: Arrays, images: jax.Array, lengths: jax.Array | None) -> jax.Array:

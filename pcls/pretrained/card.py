@@ -67,6 +67,7 @@ def _summary(facts: Mapping[str, Any], parameters: int) -> list[str]:
         "",
         f"{parameters:,} parameters, {classes:,} classes{several}. Made by pcls; the numbers below are those in "
         "model.json.",
+        *_quantization(facts.get("quantization")),
         *_options(facts["options"]),
     ]
 
@@ -74,6 +75,12 @@ def _summary(facts: Mapping[str, Any], parameters: int) -> list[str]:
 def _options(options: Mapping[str, Any]) -> Iterator[str]:
     if options:
         yield from ("", "The architecture, where it is not the model's customary one:", "", *_settings(options))
+
+
+def _quantization(quantization: Mapping[str, Any] | None) -> Iterator[str]:
+    if quantization:
+        inputs = f", int8 inputs of {len(quantization['inputs'])} layers" if quantization["inputs"] else ""
+        yield from ("", f"Quantized: int{quantization['bits']} weights{inputs}.")
 
 
 def _use(facts: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from markdown_it import MarkdownIt
 from pcls.data.preprocessing import Preprocessing, SequenceFeatures
 from pcls.models.registry import define_model
 from pcls.pretrained.bundle import CARD, FACTS, Bundle, Calibration, save_bundle
+from pcls.pretrained.card import card_text
 from pcls.pretrained.history import ClassRates, Training
 
 # Each would be a link, a picture, HTML, a heading, a row or the end of a code span, were it written as it is.
@@ -95,6 +96,15 @@ def test_sequences_and_several_labels_are_told(tmp_path):
     assert '    print(classifier.predict("a.wav"))' in card
     assert "10 features a step: log mel energies of sound at 8,000 Hz, 25 ms every 10 ms." in card
     assert "from its own threshold on, 0.25 to 0.75." in card
+
+
+def test_a_quantized_model_is_called_so(tmp_path):
+    card_of(tmp_path / "bundle")
+    facts = json.loads((tmp_path / "bundle" / FACTS).read_text())
+    for inputs, line in (({}, "int4 weights."), ({"head": 1.0}, "int4 weights, int8 inputs of 1 layers.")):
+        assert (
+            f"Quantized: {line}" in card_text(facts | {"quantization": {"bits": 4, "inputs": inputs}}, 9).splitlines()
+        )
 
 
 def test_of_many_classes_the_first_are_listed(tmp_path):
