@@ -23,6 +23,7 @@ LAUNCHING = ROOT / "docs" / "launching.md"
 REPORT = ROOT / "docs" / "report.md"
 MULTILABEL = ROOT / "docs" / "multilabel.md"
 FINETUNING = ROOT / "docs" / "finetuning.md"
+PREDICT = ROOT / "docs" / "predict.md"
 # Run by continuous integration itself, beside this suite.
 RUN_ELSEWHERE = {"make demo", "make test"}
 
@@ -88,6 +89,7 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         (REPORT, 3),
         (MULTILABEL, 4),
         (FINETUNING, 4),
+        (PREDICT, 4),
     ],
     ids=lambda value: value.stem if isinstance(value, Path) else "",
 )
@@ -107,7 +109,12 @@ def test_every_command_runs_as_it_stands(folder: Path, page: Path, count: int) -
     for some in ([argv for argv in argvs if argv not in plans], *([plan] for plan in plans)):
         done = run([sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(some)], folder)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    made = {README: "runs/photos/report.html", DATA: "photos-records/dataset.json"}
+    if page == PREDICT:
+        # Of the bundle that its commands made.
+        (block,) = blocks(page, "python")
+        done = run([sys.executable, "-c", block], folder)
+        assert [line.split()[0] for line in done.stdout.splitlines()] == ["photos/flower/1.jpg", "photos/temple/1.jpg"]
+    made = {README: "runs/photos/report.html", DATA: "photos-records/dataset.json", PREDICT: "answers.parquet"}
     assert page not in made or (folder / made[page]).is_file()
 
 
