@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "pcls"
 
-# From the ground up. The rooms are `training` and `evaluation` because `pcls.train` and `pcls.evaluate` are functions.
+# From the ground up. The rooms are `training`, `evaluation` and `compression` because `pcls.train`, `pcls.evaluate` and
+# `pcls.compress` are functions.
 # The roof is pcls/__init__.py: it offers what the floors hold, and the command line is one more face of it.
 ROOF = "the roof"
 FLOORS = [
@@ -18,7 +19,7 @@ FLOORS = [
     {"data", "models"},
     {"evaluation", "pretrained", "training"},
     {"planning", "run"},
-    {"compress", "deliver", "launch", "transfer"},
+    {"compression", "deliver", "launch", "transfer"},
     {ROOF},
     {"cli"},
     {"__main__"},
