@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pcls.errors import Diverged, PclsError, RestartRequested, UserError
 
 if TYPE_CHECKING:
+    from pcls.compression.pipeline import Compressed
     from pcls.config import Recipe
     from pcls.config.load import Overrides
     from pcls.deliver.classifier import Classifier
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pcls.evaluation.paired import Comparison
     from pcls.planning.plan import RecipePlan
     from pcls.run.calibrate import Calibrated
+    from pcls.run.replay import Replay
     from pcls.run.seeds import SeedRuns
     from pcls.run.session import Run
     from pcls.run.sweep import Sweep
@@ -45,6 +47,7 @@ __all__ = [
     "advise",
     "calibrate",
     "compare",
+    "compress",
     "demo",
     "evaluate",
     "find_rate",
@@ -52,6 +55,7 @@ __all__ = [
     "load",
     "plan",
     "probe",
+    "replay",
     "report",
     "resume",
     "serve",
@@ -323,6 +327,47 @@ def calibrate(run: str | Path | Run, *, method: str = "auto", records: int = 0) 
     return calibrate_run(_path(run), method=method, records=records)
 
 
+def compress(
+    run: str | Path | Run,
+    *,
+    target: str = "int8",
+    weights_only: bool = False,
+    bits: int = 8,
+    records: int = 256,
+    max_loss: float = 1.0,
+    out: str | Path = "",
+    say: Callable[[str], None] | None = None,
+) -> Compressed:
+    """Writes a smaller bundle of a finished run; accuracy, size and latency are measured before and after.
+
+    Args:
+      run: a run or its folder.
+      target: `int8`: integers for weights and for the inputs of convolutions and dense layers.
+      weights_only: inputs stay as they are.
+      bits: of the weights, 8 or 4.
+      records: training records that the ranges of inputs are taken from, and held-out ones that each layer by itself is
+        tried on.
+      max_loss: points of top-1 accuracy that it may cost.
+      out: folder of the new bundle; empty: beside the run's own.
+      say: hears of each step; None: standard error does.
+
+    Raises:
+      UserError: no such target, the run is not finished, or more is lost; nothing is written then.
+    """
+    from pcls.compression.pipeline import compress_run
+
+    return compress_run(
+        _path(run),
+        target=target,
+        weights_only=weights_only,
+        bits=bits,
+        records=records,
+        max_loss=max_loss,
+        out=out,
+        say=say or _to_stderr,
+    )
+
+
 def compare(first: str | Path | Run, second: str | Path | Run) -> Comparison:
     """Compares two finished runs on the same held-out records, in pairs.
 
@@ -332,6 +377,21 @@ def compare(first: str | Path | Run, second: str | Path | Run) -> Comparison:
     from pcls.run.compare import compare_runs
 
     return compare_runs(_path(first), _path(second))
+
+
+def replay(run: str | Path | Run, step: int) -> Replay:
+    """Takes a step of a run once more, from the checkpoint before it, and tells what it computes: for one that diverged.
+
+    Args:
+      run: a run or its folder.
+      step: counted from 1.
+
+    Raises:
+      UserError: there is no such run or step, or no way to it.
+    """
+    from pcls.run.replay import replay_step
+
+    return replay_step(_path(run), step)
 
 
 def report(run: str | Path | Run, *others: str | Path | Run, out: str | Path = "", png: str | Path = "") -> Path:

@@ -14,6 +14,7 @@ from pcls.cli.bench import bench
 from pcls.cli.calibrate import calibrate
 from pcls.cli.checkpoints import app as checkpoints_app
 from pcls.cli.compare import compare
+from pcls.cli.compress import compress
 from pcls.cli.config import app as config_app
 from pcls.cli.data import app as data_app
 from pcls.cli.demo import demo
@@ -25,6 +26,7 @@ from pcls.cli.models import app as models_app
 from pcls.cli.plan import plan
 from pcls.cli.predict import predict
 from pcls.cli.probe import probe
+from pcls.cli.replay import replay
 from pcls.cli.report import report
 from pcls.cli.resume import resume
 from pcls.cli.serve import serve
@@ -49,6 +51,8 @@ app.command("sweep")(sweep)
 app.command("eval")(evaluate)
 app.command("calibrate")(calibrate)
 app.command("compare")(compare)
+app.command("replay")(replay)
+app.command("compress")(compress)
 app.command("predict")(predict)
 app.command("serve")(serve)
 app.command("report")(report)

@@ -52,7 +52,8 @@ def evaluate_on(bundle: Bundle, data: str, *, tta: str = "", by: str = "", label
     names = [source.name(record) for record in range(len(source))] if labels else []
     answers = read_label_lists(Path(labels).expanduser(), names, bundle.class_names) if labels else []
     setup = _setup(recipe, bundle, source, in_memory=isinstance(held, ArraySource))
-    evaluation, predictions = Evaluator(setup, bundle.calibration)(dict(bundle.params), dict(bundle.stats))
+    model, params = bundle.runnable()
+    evaluation, predictions = Evaluator(replace(setup, model=model), bundle.calibration)(params, dict(bundle.stats))
     notices = (part, *told, *((CALIBRATED_PLAIN,) if bundle.calibration and recipe.evaluate.tta != "none" else ()))
     evaluation = replace(evaluation, notices=notices)
     if labels:

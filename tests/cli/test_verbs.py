@@ -19,6 +19,7 @@ VERBS = [
     ["finetune"],
     ["eval"],
     ["calibrate"],
+    ["compress"],
     ["compare"],
     ["predict"],
     ["serve"],

@@ -1,0 +1,49 @@
+"""`pcls compress`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+import pcls
+
+
+class Target(StrEnum):
+    """What the model becomes."""
+
+    int8 = "int8"
+
+
+def compress(
+    run: Annotated[str, typer.Argument(help="The folder of a finished run.")],
+    target: Annotated[Target, typer.Option(help="Integers for weights and inputs.")] = Target.int8,
+    weights_only: Annotated[bool, typer.Option("--weights-only", help="Inputs stay as they are.")] = False,
+    bits: Annotated[int, typer.Option(help="Of the weights: 8 or 4.")] = 8,
+    records: Annotated[
+        int, typer.Option(help="Training records for the ranges of inputs, held-out ones for each layer by itself.")
+    ] = 256,
+    max_loss: Annotated[float, typer.Option(help="Points of top-1 accuracy that it may cost; else refused.")] = 1.0,
+    out: Annotated[str, typer.Option(help="Folder of the new bundle; empty: beside the run's own.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
+) -> None:
+    """Make the model of a finished run smaller; accuracy, size and latency are measured before and after.
+
+    Example: pcls compress runs/first --target int8
+    """
+    found = pcls.compress(
+        run, target=target, weights_only=weights_only, bits=bits, records=records, max_loss=max_loss, out=out
+    )
+
+    from pcls.compression.pipeline import compressed_json
+    from pcls.compression.text import sensitivities_text, variants_text
+
+    if as_json:
+        typer.echo(json.dumps(compressed_json(found)))
+        return
+    typer.echo(variants_text(found.variants))
+    typer.echo("")
+    typer.echo(sensitivities_text(found.sensitivities))
+    typer.echo(f"written: {found.path}; next: pcls predict {found.path} FILES")

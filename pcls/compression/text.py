@@ -1,0 +1,76 @@
+"""What compression did, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from pcls.compression.latency import Latency
+from pcls.compression.sensitivity import Sensitivity
+
+if TYPE_CHECKING:
+    from pcls.compression.pipeline import Variant
+
+# The file has all of them.
+MOST_LAYERS = 20
+
+
+def variants_text(variants: Sequence[Variant]) -> str:
+    """Before and after, a line each; times beside those of the first."""
+    first = variants[0]
+    sizes = [latency.batch for latency in first.latencies]
+    header = ["", "records", "right", "top-1 %", "points", "file", "of it", *(f"ms, batch {size}" for size in sizes)]
+    rows = []
+    for variant in variants:
+        found, times = variant.evaluation, zip(variant.latencies, first.latencies, strict=True)
+        rows.append(
+            [
+                variant.name,
+                f"{found.n:,}",
+                f"{round(found.top1 * found.n):,}",
+                f"{100 * found.top1:.2f}",
+                "" if variant is first else f"{100 * (found.top1 - first.evaluation.top1):+.2f}",
+                _bytes(variant.file_bytes),
+                "" if variant is first else f"{variant.file_bytes / first.file_bytes:.1%}",
+                *(_time(own, other, beside=variant is not first) for own, other in times),
+            ]
+        )
+    return "\n".join(_columns([header, *rows]))
+
+
+def _time(own: Latency, first: Latency, *, beside: bool) -> str:
+    ratio = f", x {own.median / first.median:.2f}" if beside else ""
+    return f"{own.median:.3g} ({own.low:.3g} to {own.high:.3g}){ratio}"
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e6:.2f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"
+
+
+def sensitivities_text(rows: Sequence[Sensitivity]) -> str:
+    """The layers that suffer most, a line each."""
+    header = ["only this kernel quantized", "inputs", "error of logits", "changed", "lost", "records"]
+    lines = [
+        [
+            row.path,
+            "int8" if row.inputs else "as is",
+            f"{row.error:.2%}",
+            f"{row.changed:,}",
+            f"{row.lost:+,}",
+            f"{row.records:,}",
+        ]
+        for row in rows[:MOST_LAYERS]
+    ]
+    left = len(rows) - len(lines)
+    return "\n".join([*_columns([header, *lines]), *([f"... {left} more"] if left else [])])
+
+
+def _columns(rows: Iterable[Sequence[str]]) -> Iterable[str]:
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        first, *rest = (
+            f"{cell:<{width}}" if place == 0 else f"{cell:>{width}}"
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join([first, *rest]).rstrip()
