@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pcls.compression.folding import batch_norm_pairs, fold_batch_norm
+from pcls.models.folding import batch_norm_pairs, fold_batch_norm
 from pcls.models import resnet
 from pcls.models.crnn import Crnn
 from pcls.models.efficientnet import EfficientNet, squeeze
