@@ -456,8 +456,10 @@ def plan(
 def load(source: str | Path | Run) -> Classifier:
     """Loads a finished run or a bundle as a classifier with a `predict` method."""
     from pcls.deliver.classifier import Classifier
+    from pcls.parallel.tuning import tune_process
     from pcls.pretrained.bundle import FACTS, load_bundle
 
+    tune_process()
     path = _path(source)
     if (path / FACTS).is_file():
         return Classifier(load_bundle(path))
