@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any
 
@@ -21,16 +23,17 @@ from pcls.deliver.serving.guard import Guard
 from pcls.deliver.serving.limits import (
     BAD_QUERY,
     BUG,
+    MANY_FILES,
+    MOST_TOP,
     OF_STATUS,
     SLOW_ANSWER,
     SLOW_BODY,
+    TOP,
     Refused,
 )
 from pcls.deliver.serving.openapi import description
 from pcls.deliver.serving.replies import answer_json, refusal
 from pcls.deliver.serving.service import Service
-
-TOP, MOST_TOP = 5, 1_000
 
 
 def application(service: Service, token: bytes = b"") -> Guard:
@@ -42,15 +45,10 @@ def application(service: Service, token: bytes = b"") -> Guard:
     """
 
     async def predict(request: Request) -> Response:
-        top = _whole_number(request, "top", TOP, MOST_TOP)
+        top = _whole_number(_query(request, "top").get("top", str(TOP)), MOST_TOP)
         start = time.perf_counter()
-        async with _Deadline(service.limits.seconds) as deadline:
-            with service.room.for_body() as body:
-                service.check_ready()
-                await read_body(request, body, service.room, service.limits)
-                deadline.has_body = True
-                files = files_of(bytes(body), request.headers.get("content-type", ""), service.limits.batch)
-                answered = await service.answer(files)
+        async with _Deadline(service.limits.seconds) as deadline, _files(request, service, deadline) as files:
+            answered = await service.answer(files)
         return answer_json(
             {
                 "predictions": [_prediction(service, row, top) for row in answered.rows],
@@ -61,6 +59,14 @@ def application(service: Service, token: bytes = b"") -> Guard:
                 },
             }
         )
+
+    async def explain(request: Request) -> Response:
+        number = _class_number(_query(request, "label").get("label"), service.classifier.class_names)
+        async with _Deadline(service.limits.seconds) as deadline, _files(request, service, deadline) as files:
+            if len(files) != 1:
+                raise Refused(MANY_FILES)
+            picture = await service.explain(files[0], number)
+        return Response(picture, media_type="image/png")
 
     async def model(request: Request) -> Response:
         return answer_json(service.facts())
@@ -86,7 +92,7 @@ def application(service: Service, token: bytes = b"") -> Guard:
         "/metrics": metrics,
         "/v1/model": model,
     }
-    posted = {"/v1/predict": predict}
+    posted = {"/v1/predict": predict, "/v1/explain": explain}
     app = Starlette(
         routes=[
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()),
@@ -122,14 +128,33 @@ class _Deadline:
             raise Refused(SLOW_ANSWER if self.has_body else SLOW_BODY) from error
 
 
-def _whole_number(request: Request, name: str, default: int, most: int) -> int:
-    """The one parameter of the query; Refused where there are others."""
-    text = request.query_params.get(name, str(default))
-    if set(request.query_params) - {name} or not (text.isascii() and text.isdigit() and 1 <= len(text) <= 4):
+@asynccontextmanager
+async def _files(request: Request, service: Service, deadline: _Deadline) -> AsyncIterator[list[bytes]]:
+    """The files of the body, which is held until the end of the block."""
+    with service.room.for_body() as body:
+        service.check_ready()
+        await read_body(request, body, service.room, service.limits)
+        deadline.has_body = True
+        yield files_of(bytes(body), request.headers.get("content-type", ""), service.limits.batch)
+
+
+def _query(request: Request, name: str) -> Mapping[str, str]:
+    """The query; Refused where it has more than one value of that name."""
+    if [key for key, _ in request.query_params.multi_items()] not in ([], [name]):
         raise Refused(BAD_QUERY)
-    if not 1 <= int(text) <= most:
+    return request.query_params
+
+
+def _whole_number(text: str, most: int) -> int:
+    if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= most:
         raise Refused(BAD_QUERY)
     return int(text)
+
+
+def _class_number(name: str | None, names: Sequence[str]) -> int | None:
+    if name is not None and name not in names:
+        raise Refused(BAD_QUERY)
+    return None if name is None else names.index(name)
 
 
 def _prediction(service: Service, row: np.ndarray, top: int) -> dict[str, Any]:

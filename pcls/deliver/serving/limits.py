@@ -17,6 +17,8 @@ MAX_HEAD_BYTES, MAX_HEADERS = 32_768, 100
 MAX_CONNECTIONS = 2_048
 # Bodies that are held at one time, of all requests: slow senders hold little, and large bodies few.
 HELD_BODIES = 32
+# Classes that an answer names: customarily, and at most.
+TOP, MOST_TOP = 5, 1_000
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "KIB": 2**10, "MIB": 2**20}
 

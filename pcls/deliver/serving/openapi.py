@@ -18,11 +18,13 @@ from pcls.deliver.serving.limits import (
     LARGE_HEAD,
     LARGE_PICTURE,
     MANY_FILES,
+    MOST_TOP,
     NO_PICTURE,
     NO_TOKEN,
     SLOW_ANSWER,
     SLOW_BODY,
     STARTING,
+    TOP,
     Limits,
     Refusal,
 )
@@ -31,6 +33,7 @@ OF_PREDICT = (
     *(EMPTY, DAMAGED, BAD_FORM, BAD_QUERY, SLOW_BODY, LARGE_BODY, LARGE_PICTURE, MANY_FILES, NO_PICTURE, FULL),
     *(LARGE_HEAD, BUG, STARTING, BUSY, SLOW_ANSWER),
 )
+LABEL = "The class, by its name; without it the most probable one."
 NUMBER, TEXT = {"type": "number"}, {"type": "string"}
 
 
@@ -43,12 +46,32 @@ def description(limits: Limits, has_token: bool) -> dict[str, Any]:
     """
     token: dict[str, Any] = {"security": [{"token": []}]} if has_token else {}
     refused = {str(NO_TOKEN.status): _refusals(NO_TOKEN)} if has_token else {}
-    predict = {
+    top = {
+        "name": "top",
+        "in": "query",
+        "required": False,
+        "description": "How many classes to name, the most probable first.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": MOST_TOP, "default": TOP},
+    }
+    predict: dict[str, Any] = {
         "summary": "Classify images",
         "description": "One image as the body, or several as the files of a form. The order is kept.",
-        "parameters": [_parameter("top", "The classes to name, the most probable first.", 1, 1000, 5)],
+        "parameters": [top],
         "requestBody": {"required": True, "content": _bodies(limits)},
         "responses": {"200": _answer("The classes of each image.", "Predictions"), **_by_status(OF_PREDICT), **refused},
+        **token,
+    }
+    label = {"name": "label", "in": "query", "required": False, "description": LABEL, "schema": TEXT}
+    explain = {
+        "summary": "Draw what speaks for a class",
+        "description": "One image. Blue speaks for the class, orange against it; /v1/model says how that is found.",
+        "parameters": [label],
+        "requestBody": predict["requestBody"],
+        "responses": {
+            "200": {"description": "A picture of the size that the model sees.", "content": {"image/png": {}}},
+            **_by_status(OF_PREDICT),
+            **refused,
+        },
         **token,
     }
     schemas = {
@@ -75,6 +98,7 @@ def description(limits: Limits, has_token: bool) -> dict[str, Any]:
         "info": {"title": "pcls serve", "version": version("pcls")},
         "paths": {
             "/v1/predict": {"post": predict},
+            "/v1/explain": {"post": explain},
             "/v1/model": {
                 "get": {
                     "summary": "What the model is",
@@ -124,13 +148,6 @@ def _refusals(*refusals: Refusal) -> dict[str, Any]:
 
 def _answer(text: str, schema: str) -> dict[str, Any]:
     return {"description": text, "content": {"application/json": {"schema": _schema(schema)}}}
-
-
-def _parameter(name: str, text: str, least: int, most: int, default: int | None) -> dict[str, Any]:
-    schema = {"type": "integer", "minimum": least, "maximum": most}
-    if default is not None:
-        schema["default"] = default
-    return {"name": name, "in": "query", "required": False, "description": text, "schema": schema}
 
 
 def _schema(name: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from PIL import Image
 
 from pcls.data.decode import DecodeError
 from pcls.deliver.classifier import Classifier
+from pcls.deliver.explanations import Explainer
 from pcls.deliver.serving.batching import Batcher
 from pcls.deliver.serving.body import check_picture
 from pcls.deliver.serving.limits import DAMAGED, STARTING, Limits, Refused, Room
@@ -55,6 +57,7 @@ class Service:
         self.is_ready = self.is_draining = False
         self._decoders = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode")
         self._device = ThreadPoolExecutor(1, "device")
+        self._explainer = Explainer(classifier)
         self._batcher = Batcher(classifier.probabilities, limits, self._device, self.metrics.batch)
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -85,6 +88,22 @@ class Service:
             self.metrics.images.inc(len(files))
             return Answered(rows, read - start, time.perf_counter() - read)
 
+    async def explain(self, data: bytes, number: int | None) -> bytes:
+        """A picture, as PNG, of what in a file speaks for a class; None: for the most probable one.
+
+        Raises:
+          Refused: it cannot be read, or there is no room.
+        """
+        self.check_ready()
+        loop = asyncio.get_running_loop()
+        with self.room.for_images(1):
+            inputs = await loop.run_in_executor(self._decoders, self._read, [data])
+            if number is None:
+                (row,) = await self._batcher.ask(inputs)
+                number = int(row.argmax())
+            pixels = await loop.run_in_executor(self._device, self._explainer.picture, inputs[0], number)
+            return await loop.run_in_executor(self._decoders, _png, pixels)
+
     def check_ready(self) -> None:
         """Refused before everything is compiled."""
         if not self.is_ready:
@@ -105,6 +124,7 @@ class Service:
         Image.init()
         for size in self.limits.sizes:
             self.classifier.compile(size)
+        self._explainer.picture(np.zeros(self.classifier.preprocessing.shape, np.uint8), 0)
 
     def facts(self) -> dict[str, Any]:
         """What the model is, as plain values."""
@@ -119,6 +139,7 @@ class Service:
             "calibration": None if bundle.calibration is None else str(bundle.calibration),
             "metrics": {name: value for name, value in bundle.metrics.items() if np.isfinite(value)},
             "origin": dict(bundle.origin),
+            "explanation": self._explainer.method,
             "limits": {
                 "body": self.limits.body,
                 "images": self.limits.batch,
@@ -126,3 +147,9 @@ class Service:
                 "seconds": self.limits.seconds,
             },
         }
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
