@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pcls.errors import Diverged, PclsError, RestartRequested, UserError
 
 if TYPE_CHECKING:
-    from pcls.compression.pipeline import Compressed
+    from pcls.compression.measured import Compressed
     from pcls.config import Recipe
     from pcls.config.load import Overrides
     from pcls.deliver.classifier import Classifier

@@ -37,7 +37,7 @@ def compress(
         run, target=target, weights_only=weights_only, bits=bits, records=records, max_loss=max_loss, out=out
     )
 
-    from pcls.compression.pipeline import compressed_json
+    from pcls.compression.measured import compressed_json
     from pcls.compression.text import sensitivities_text, variants_text
 
     if as_json:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 
-from pcls.compression.latency import Latency, latencies
+from pcls.compression.latency import latencies
+from pcls.compression.measured import Compressed, Variant, compressed_json
 from pcls.compression.quantize import floats, input_ranges, quantize
 from pcls.compression.sensitivity import Sensitivity, sensitivities
 from pcls.compression.text import variants_text
@@ -21,7 +22,6 @@ from pcls.data.pipeline import Batch, evaluation_batches
 from pcls.data.sources.source import Source
 from pcls.data.workers import usable_cores
 from pcls.errors import UserError
-from pcls.evaluation.metrics import Evaluation
 from pcls.nn.quantized import Bits, Quantization, quantizer
 from pcls.parallel.mesh import local_rows, shard_count
 from pcls.parallel.processes import place
@@ -38,38 +38,6 @@ BATCH = 64
 # What was measured, beside the bundle's own files.
 FACTS_OF_COMPRESSION = "compression.json"
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A model that was measured.
-
-    Attributes:
-      name: what was done to it.
-      evaluation: on all held-out records of the run.
-      file_bytes: of its weight file.
-      latencies: of a prediction, one for each batch size.
-    """
-
-    name: str
-    evaluation: Evaluation
-    file_bytes: int
-    latencies: tuple[Latency, ...]
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """What `compress_run` did.
-
-    Attributes:
-      path: of the bundle that it wrote.
-      variants: the model as it was, what was tried, and last what was written.
-      sensitivities: of each kernel, the worst first.
-    """
-
-    path: Path
-    variants: tuple[Variant, ...]
-    sensitivities: tuple[Sensitivity, ...]
 
 
 def compress_run(
@@ -246,21 +214,3 @@ def _file_bytes(bundle: Bundle) -> int:
     with tempfile.TemporaryDirectory() as place:
         save_bundle(bundle, Path(place) / "bundle")
         return (Path(place) / "bundle" / WEIGHTS).stat().st_size
-
-
-def compressed_json(found: Compressed) -> dict[str, Any]:
-    """All that was measured, in plain numbers."""
-    return {
-        "variants": [
-            {
-                "name": variant.name,
-                "records": variant.evaluation.n,
-                "top1": variant.evaluation.top1,
-                "loss": variant.evaluation.loss,
-                "file_bytes": variant.file_bytes,
-                "latency_ms": [vars(own) for own in variant.latencies],
-            }
-            for variant in found.variants
-        ],
-        "layers": [vars(own) for own in found.sensitivities],
-    }

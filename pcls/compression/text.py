@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from pcls.compression.latency import Latency
+from pcls.compression.measured import Variant
 from pcls.compression.sensitivity import Sensitivity
-
-if TYPE_CHECKING:
-    from pcls.compression.pipeline import Variant
 
 # The file has all of them.
 MOST_LAYERS = 20

@@ -15,12 +15,13 @@ from jax import Array, lax
 from pcls.errors import UserError
 from pcls.nn.conv import convolve_valid
 from pcls.nn.convolve import convolve
+from pcls.nn.platform import target_platform
 
 # What a layer multiplies its inputs by: `(inputs, kernel, ...)`.
 Product = Callable[..., Array]
 
 Bits = Literal[8, 4]
-# A symmetric range: the mirror image of a kernel has the mirror image's numbers. Half a step more is rounded to it.
+# Both ways: the kernel with the other sign, as a BatchNorm may turn it, has the same numbers with the other sign.
 LARGEST: Mapping[int, int] = {8: 127, 4: 7}
 INPUT_BITS = 8
 
@@ -97,7 +98,8 @@ def quantized(kernel: Array, bits: Bits) -> Any:
     int4 too is kept in int8, which every device multiplies.
     """
     kept = quantizer().quantize(kernel, jnp.int8 if bits == 8 else jnp.int4, channelwise_axes=[kernel.ndim - 1])
-    return kept.replace(qvalue=kept.qvalue.astype(jnp.int8), qtype=jnp.dtype(jnp.int8))
+    values = jnp.maximum(kept.qvalue.astype(jnp.int8), -LARGEST[bits])
+    return kept.replace(qvalue=values, qtype=jnp.dtype(jnp.int8))
 
 
 def quantize_weights(params: Mapping[str, Any], bits: Bits) -> dict[str, QuantizedArray]:
@@ -149,14 +151,19 @@ class Integers:
         if largest is None:
             return own
         qwix, step = quantizer(), input_step(largest)
-        scales = self.quantization.weights[f"{path}/kernel"].scales
+        scales = jnp.asarray(self.quantization.weights[f"{path}/kernel"].scales)
 
         def product(inputs: Array, kernel: Array, *rest: Any, **settings: Any) -> Array:
-            def one_scale(scale: Array, axes: int) -> Array:
+            def on_last(scale: Array, axes: int) -> Array:
                 return scale.reshape((1,) * (axes - 1) + (-1,))
 
-            x = qwix.QArray(_whole(inputs, step).astype(jnp.int8), one_scale(step, inputs.ndim))
-            w = qwix.QArray(kernel.astype(jnp.int8), one_scale(jnp.asarray(scales), kernel.ndim))
+            whole = _whole(inputs, step)
+            if own in (convolve, convolve_valid) and target_platform() == "gpu":
+                # XLA for GPUs lacks the convolution of int8 to int32. In floats the numbers are the same: products of
+                # such integers are exact in every type, and their sums are float32's.
+                return (own(whole.astype(inputs.dtype), kernel, **settings) * (step * scales)).astype(inputs.dtype)
+            x = qwix.QArray(whole.astype(jnp.int8), on_last(step, inputs.ndim))
+            w = qwix.QArray(kernel.astype(jnp.int8), on_last(scales, kernel.ndim))
             if own is convolve:
                 y = _convolution(x, w, settings["stride"], settings["pads"], settings["groups"])
             elif own is convolve_valid:
