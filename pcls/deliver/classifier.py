@@ -221,7 +221,9 @@ class Classifier:
     def _answers_of(self, batch: _Batch) -> Iterator[Prediction]:
         read = [one for part in batch.parts for one in part.result()]
         good = [one for one in read if not isinstance(one, str)]
-        rows = iter(self.probabilities(good) if good else ())
+        # Who asks for one alone does not wait for a batch; all others share one compilation.
+        size = 1 if batch.start == 0 and len(batch.pictures) == 1 else BATCH_SIZE
+        rows = iter(self.probabilities(good, size) if good else ())
         for index, (picture, one) in enumerate(zip(batch.pictures, read, strict=True), batch.start):
             path = str(picture) if isinstance(picture, str | Path) else f"#{index}"
             yield Prediction(path, "", 0.0, (), one) if isinstance(one, str) else self.prediction(path, next(rows))

@@ -212,13 +212,19 @@ def test_what_cannot_be_meant_is_refused_in_one_line(case, bundle, photos, said,
 
 
 @pytest.mark.faults
-def test_an_unreadable_folder_and_file_are_told(bundle, photos, said, tmp_path):
-    (tmp_path / "shut").mkdir(mode=0o000)
-    (tmp_path / "a.png").touch(mode=0o000)
-    if os.access(tmp_path / "shut", os.R_OK):
-        pytest.skip("root reads everything")
-    assert "shut: cannot be listed (Permission denied)" in said(bundle, tmp_path / "shut")[2][0]
-    assert "Permission denied" in said(bundle, tmp_path / "a.png")[1]
+def test_an_unreadable_folder_and_file_are_told(bundle, photos, said, monkeypatch):
+    """As root, who reads everything, too."""
+
+    def refused(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.scandir", refused)
+        code, _, errors = said(bundle, photos)
+        assert (code, errors) == (2, [f"pcls: {photos}: cannot be listed (Permission denied)"])
+    monkeypatch.setattr("pcls.deliver.inputs.read_file", lambda path, within: refused(path))
+    code, text, _ = said(bundle, photos / "a.png", "--format", "jsonl")
+    assert (code, json.loads(text)["error"]) == (2, "Permission denied")
 
 
 HOSTILE = "a\n\x1b[2Jb\x9b.png"
