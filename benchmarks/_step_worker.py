@@ -50,32 +50,14 @@ def pcls_trainer(model: str) -> Trainer:
     from dataclasses import replace
 
     from pcls.parallel.processes import place
-    from pcls.training.loop import train_loop
+    from pcls.training.loop import Hooks, train_loop
 
     setup = pcls_setup(model)
     one, many = setup.train_step(), setup.train_steps()
 
-    class Hooks:
+    class Placing(Hooks):
         def place(self, batch):
             return place(batch, setup.batch_sharding, BATCH)
-
-        def progress(self, meter, step):
-            pass
-
-        def log(self, row):
-            pass
-
-        def finish(self, state):
-            return state
-
-        def evaluate(self, state, step):
-            return 0.0
-
-        def save(self, state, step):
-            pass
-
-        def stop_requested(self, step):
-            return False
 
     state = setup.initial_state()
 
@@ -84,7 +66,7 @@ def pcls_trainer(model: str) -> Trainer:
         first = int(state.step)
         plan = replace(setup.plan, steps=first + steps, evaluate_every=10**9, save_every=10**9)
         with pcls_batches(setup, range(first, first + steps)) as batches:
-            state, _ = train_loop(state, one, many, batches, plan, Hooks())
+            state, _ = train_loop(state, lambda step, count: one if count == 1 else many, batches, plan, Placing())
 
     return train
 

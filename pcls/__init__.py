@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pcls.evaluation.paired import Comparison
     from pcls.planning.plan import RecipePlan
     from pcls.run.calibrate import Calibrated
+    from pcls.run.replay import Replay
     from pcls.run.seeds import SeedRuns
     from pcls.run.session import Run
     from pcls.run.sweep import Sweep
@@ -54,6 +55,7 @@ __all__ = [
     "load",
     "plan",
     "probe",
+    "replay",
     "report",
     "resume",
     "serve",
@@ -375,6 +377,21 @@ def compare(first: str | Path | Run, second: str | Path | Run) -> Comparison:
     from pcls.run.compare import compare_runs
 
     return compare_runs(_path(first), _path(second))
+
+
+def replay(run: str | Path | Run, step: int) -> Replay:
+    """Takes a step of a run once more, from the checkpoint before it, and tells what in it is not finite.
+
+    Args:
+      run: a run or its folder.
+      step: counted from 1.
+
+    Raises:
+      UserError: there is no such run or step, or no way to it.
+    """
+    from pcls.run.replay import replay_step
+
+    return replay_step(_path(run), step)
 
 
 def report(run: str | Path | Run, *others: str | Path | Run, out: str | Path = "", png: str | Path = "") -> Path:

@@ -87,7 +87,7 @@ def stop_after(monkeypatch):
     """A function that makes the next run in this process stop after a step, as if it had been asked to."""
 
     def arrange(step: int) -> None:
-        monkeypatch.setattr("pcls.run.session.stop_requests", lambda say: nullcontext(lambda now: now == step))
+        monkeypatch.setattr("pcls.run.session.stop_requests", lambda *_: nullcontext(lambda now: now == step))
 
     return arrange
 

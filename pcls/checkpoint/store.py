@@ -122,12 +122,14 @@ class CheckpointStore:
         """As `steps_in`."""
         return steps_in(self.folder)
 
-    def restore(self, like: Tree, *, rename: bool = True) -> tuple[Tree, int] | None:
+    def restore(self, like: Tree, *, rename: bool = True, before: int | None = None) -> tuple[Tree, int] | None:
         """Loads the newest step that proves valid; damaged ones are named and renamed aside.
 
         Args:
           like: a pytree of shapes with types and shardings, into which the arrays are read.
           rename: False for one who only reads: what looks damaged may be the save under way of a live run.
+          before: only steps below this number; with `rename`, those that are newer than the one found are renamed aside
+            too: the run goes another way from there. None: any.
 
         Returns:
           The tree and its step, or None where there is no valid step.
@@ -137,7 +139,7 @@ class CheckpointStore:
           RestartRequested: its files are as they were written, and other arrays came of them.
         """
         # Process 0 decides, so that no two processes load different steps.
-        step = self._agree(self._newest_valid(rename) if jax.process_index() == 0 else 0)
+        step = self._agree(self._newest_valid(rename, before) if jax.process_index() == 0 else 0)
         if step < 0:
             return None
         folder = self.folder / str(step)
@@ -197,7 +199,7 @@ class CheckpointStore:
         for folder in self._half:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _newest_valid(self, rename: bool) -> int:
+    def _newest_valid(self, rename: bool, before: int | None) -> int:
         """The newest step whose digests hold, or -1; damaged ones on the way are named, and set aside if wanted."""
         if rename and self.folder.is_dir():
             # Of killed saves; they were never steps.
@@ -206,6 +208,8 @@ class CheckpointStore:
         damaged = []
         valid = -1
         for step in reversed(self.steps()):
+            if before is not None and step >= before:
+                continue
             problem = problem_of(self.folder / str(step), full=True)
             if problem is None:
                 valid = step
@@ -216,6 +220,10 @@ class CheckpointStore:
         for step, problem, kept in damaged:
             then = f"{verb} step {valid}" if valid >= 0 else "no earlier step is valid"
             self._warn(f"checkpoint step {step} is damaged ({problem}); {then}{kept}")
+        if rename and before is not None and valid >= 0:
+            for step in self.steps():
+                if step > valid:
+                    set_aside(self.folder / str(step), "left")
         return valid
 
 
@@ -299,13 +307,13 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def set_aside(folder: Path) -> Path:
-    """Renames a damaged step to a name that no listing takes for a step."""
-    target = folder.with_name(f"{folder.name}.corrupt")
+def set_aside(folder: Path, why: str = "corrupt") -> Path:
+    """Renames a step that is damaged, or that the run has left, to a name that no listing takes for a step."""
+    target = folder.with_name(f"{folder.name}.{why}")
     number = 1
     while target.exists():
         number += 1
-        target = folder.with_name(f"{folder.name}.corrupt{number}")
+        target = folder.with_name(f"{folder.name}.{why}{number}")
     return folder.rename(target)
 
 
@@ -335,4 +343,9 @@ def _on_host(leaf: jax.Array) -> np.ndarray | None:
     """The whole array, or None where other processes hold parts of it."""
     if leaf.is_fully_replicated:
         return np.asarray(leaf.addressable_data(0))
-    return np.asarray(leaf) if leaf.is_fully_addressable else None
+    if not leaf.is_fully_addressable:
+        return None
+    # An array keeps the host copy that was once asked for, as long as it lives: of the whole state, while the run goes
+    # on. This one is dropped.
+    parts = [shard.data for shard in leaf.addressable_shards]
+    return np.asarray(jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts))

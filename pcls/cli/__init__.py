@@ -26,6 +26,7 @@ from pcls.cli.models import app as models_app
 from pcls.cli.plan import plan
 from pcls.cli.predict import predict
 from pcls.cli.probe import probe
+from pcls.cli.replay import replay
 from pcls.cli.report import report
 from pcls.cli.resume import resume
 from pcls.cli.serve import serve
@@ -50,6 +51,7 @@ app.command("sweep")(sweep)
 app.command("eval")(evaluate)
 app.command("calibrate")(calibrate)
 app.command("compare")(compare)
+app.command("replay")(replay)
 app.command("compress")(compress)
 app.command("predict")(predict)
 app.command("serve")(serve)

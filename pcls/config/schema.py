@@ -262,6 +262,8 @@ class CheckpointSection(Section):
       on_failure: what follows when the disk refuses a checkpoint: `stop`, or `go_on` and try again at the next.
       commit: how a checkpoint becomes valid: `rename` of a finished folder, `marker` for mounted buckets, which cannot
         rename a folder at once; `auto`: `marker` on FUSE mounts, else `rename`.
+      stop_within: seconds from SIGTERM, SIGUSR1 or a cloud's notice to the end of the process. A checkpoint that is not
+        written by then is given up, and the last one stays; 0: as long as it takes.
     """
 
     every: Length = Duration(1, "epochs")
@@ -270,6 +272,37 @@ class CheckpointSection(Section):
     keep_every: Length = Duration(0, "steps")
     on_failure: Literal["stop", "go_on"] = "stop"
     commit: Literal["auto", "rename", "marker"] = "auto"
+    stop_within: Annotated[Number, Field(ge=0, le=86400)] = 300.0
+
+
+class GuardSection(Section):
+    """What is done where numbers, devices or other processes fail.
+
+    Attributes:
+      not_finite: so many updates in a row whose loss or gradient is not finite are trouble: the run goes back to its
+        last good checkpoint, and passes over the records since. Each one by itself is skipped.
+      spike: a loss of more than so many times the mean of the 100 before it is trouble, too; 0: none is.
+      rollbacks: how often a run goes back; then it ends with exit code 43.
+      verify: distance of steps that are taken twice, whose results must agree bit for bit, and after which all devices
+        that hold the same must hold the same bits; else the run ends with exit code 42. Before each checkpoint they are
+        compared, too. Such a step needs the memory of a second state. 0 steps: none.
+      hang: seconds that a step may take. Then the process tells where it stands, and ends with exit code 42; 0: it
+        waits for ever. What is compiled or saved has an hour and half an hour.
+    """
+
+    not_finite: Annotated[int, Field(ge=1, le=2**16)] = 20
+    spike: Annotated[Number, Field(ge=0)] = 0.0
+    rollbacks: Annotated[int, Field(ge=0, le=2**16)] = 3
+    verify: Length = Duration(0, "steps")
+    hang: Annotated[Number, Field(ge=0, le=86400)] = 900.0
+
+    @model_validator(mode="after")
+    def _spike_is_above_the_mean(self) -> GuardSection:
+        if 0 < self.spike <= 1:
+            raise broken_rule(
+                "guard.spike", f"is {self.spike} (number); a number > 1 is needed, such as 3, or 0 for off"
+            )
+        return self
 
 
 class ObserveSection(Section):
@@ -343,6 +376,7 @@ class Recipe(Section):
     optimizer: OptimizerSection = OptimizerSection()
     evaluate: EvaluateSection = EvaluateSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    guard: GuardSection = GuardSection()
     mesh: MeshSection = MeshSection()
     observe: ObserveSection = ObserveSection()
 

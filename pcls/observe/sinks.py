@@ -30,6 +30,8 @@ COLUMNS = (
     "images_per_second",
     "mfu",
     "data_wait",
+    "host_seconds",
+    "skipped",
     "seconds",
     "goodput",
     "lost_to_compile",

@@ -8,6 +8,8 @@ import re
 import socket
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +19,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from pcls.errors import UserError
+
+HOST_BYTES = 64
+_COLLECTIVES: deque[tuple[float, str]] = deque(maxlen=8)
+
+
+def collectives() -> list[tuple[float, str]]:
+    """What this process last waited for all others in, outside of compiled steps: since when, and its name."""
+    return list(_COLLECTIVES)
+
+
+def _noted(name: str) -> None:
+    _COLLECTIVES.append((time.time(), name))
 
 
 def join(coordinator: str, processes: int, index: int, *, timeout: int) -> None:
@@ -119,6 +133,7 @@ def agreed(value: int) -> int:
     """Process 0's value, on every process."""
     if jax.process_count() == 1:
         return value
+    _noted("a number of process 0's")
     return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
 
 
@@ -132,14 +147,31 @@ def differing(values: Mapping[str, Any]) -> list[str]:
         return []
     digests = [hashlib.sha256(repr(value).encode()).digest() for value in values.values()]
     mine = np.frombuffer(b"".join(digests), np.uint32).reshape(len(digests), -1)
-    everyone = np.asarray(multihost_utils.process_allgather(mine))
+    everyone = everyones(mine, f"whether {', '.join(values)} are the same")
     same = (everyone == everyone[0]).all((0, 2))
     return [name for name, is_same in zip(values, same, strict=True) if not is_same]
+
+
+def everyones(mine: np.ndarray, name: str) -> np.ndarray:
+    """[processes, ...]: an array of every process, in each of them; `name` says what for."""
+    if jax.process_count() == 1:
+        return mine[None]
+    _noted(name)
+    return np.asarray(multihost_utils.process_allgather(mine))
+
+
+def host_names() -> list[str]:
+    """The host of every process, cut to 64 bytes."""
+    own = socket.gethostname().encode()[:HOST_BYTES].ljust(HOST_BYTES, b"\0")
+    return [
+        bytes(row).rstrip(b"\0").decode(errors="replace") for row in everyones(np.frombuffer(own, np.uint8), "hosts")
+    ]
 
 
 def barrier(name: str) -> None:
     """Waits until every process is here."""
     if jax.process_count() > 1:
+        _noted(name)
         multihost_utils.sync_global_devices(name)
 
 

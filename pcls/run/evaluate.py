@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -54,11 +54,21 @@ CALIBRATED_PLAIN = "the calibration was fitted to images without other views, an
 CHOSEN_ON_VIEWS = "the thresholds were chosen on means over views, and a prediction sees one"
 
 
-class HeldOut:
-    """A setup's evaluation records, each once, by a compiled step."""
+def _nobody_listens() -> None:
+    """Of a batch that is done."""
 
-    def __init__(self, setup: Setup):
+
+class HeldOut:
+    """A setup's evaluation records, each once, by a compiled step.
+
+    Args:
+      setup: of the model and the records.
+      done: hears of every batch.
+    """
+
+    def __init__(self, setup: Setup, done: Callable[[], None] = _nobody_listens):
         self._setup = setup
+        self._done = done
         shardings = setup.state_shardings
         # Once an evaluation: averaged weights may be split over all devices.
         self.gathered = jax.jit(lambda arrays: arrays, out_shardings=(shardings.params, shardings.stats))
@@ -90,6 +100,7 @@ class HeldOut:
         ) as batches:
             for batch in batches:
                 yield step(params, stats, place(batch, setup.batch_sharding, size))
+                self._done()
 
 
 class Evaluator(HeldOut):
@@ -98,10 +109,13 @@ class Evaluator(HeldOut):
     Args:
       setup: of the model and the records.
       calibration: of the probabilities; None: they are the softmax of the logits.
+      done: hears of every batch.
     """
 
-    def __init__(self, setup: Setup, calibration: Calibration | None = None):
-        super().__init__(setup)
+    def __init__(
+        self, setup: Setup, calibration: Calibration | None = None, done: Callable[[], None] = _nobody_listens
+    ):
+        super().__init__(setup, done)
         self._calibration = calibration
         self._step = self._compiled(self._step_of(with_logits=False))
 
@@ -135,8 +149,8 @@ class Evaluator(HeldOut):
 class LabelSetEvaluator(HeldOut):
     """The same where records carry several labels, or none."""
 
-    def __init__(self, setup: Setup):
-        super().__init__(setup)
+    def __init__(self, setup: Setup, done: Callable[[], None] = _nobody_listens):
+        super().__init__(setup, done)
         recipe, preprocessing = setup.recipe, setup.dataset.preprocessing
         step = make_score_step(
             setup.model, preprocessing, recipe.train.precision, plain_loss(recipe), recipe.evaluate.tta
@@ -160,9 +174,9 @@ class LabelSetEvaluator(HeldOut):
         return evaluation, scores
 
 
-def evaluator_of(setup: Setup) -> Evaluator | LabelSetEvaluator:
-    """The one for a setup's records."""
-    return LabelSetEvaluator(setup) if setup.recipe.data.holds_label_sets else Evaluator(setup)
+def evaluator_of(setup: Setup, done: Callable[[], None]) -> Evaluator | LabelSetEvaluator:
+    """The one for a setup's records; `done` hears of every batch."""
+    return LabelSetEvaluator(setup, done) if setup.recipe.data.holds_label_sets else Evaluator(setup, done=done)
 
 
 def evaluate_run(path: str | Path, *, tta: str = "", by: str = "") -> Evaluation | LabelEvaluation:

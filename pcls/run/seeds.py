@@ -36,7 +36,7 @@ from pcls.run.setup import Setup, images_on_devices, open_data, setup_of
 from pcls.run.signals import stop_requests
 from pcls.run.train import begin_folder, refuse_used, train_recipe
 from pcls.run.weights import Start, start_weights
-from pcls.training.seeds import SeedsStep, seeds_loop, seeds_steps, stacked, stacked_batches
+from pcls.training.seeds import SeedHooks, SeedsStep, seeds_loop, seeds_steps, stacked, stacked_batches
 from pcls.training.state import TrainState, init_state
 from pcls.training.step import RIGHT
 
@@ -175,10 +175,10 @@ def spread_text(values: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(values):.2f}{deviation} %"
 
 
-class _SeedSession(Session):
+class _SeedSession(Session, SeedHooks):
     """A session whose steps another loop takes."""
 
-    def begin(self) -> Iterator[Any]:
+    def open(self) -> Iterator[Any]:
         """Opens the files; returns the batches, which `end` or `leave` closes."""
         self._open(0)
         return self._booked(self._at_end.enter_context(self._batches(0)))
@@ -210,6 +210,7 @@ class _SeedSession(Session):
 
     def leave(self) -> None:
         """Closes what is open, whatever happened."""
+        self._watchdog.close()
         self._at_end.close()
         self._profiler.close()
         for sink in self._sinks:
@@ -241,7 +242,7 @@ def _train_together(
             sessions.append(_SeedSession(setup, folder, store, screen, goodput, None))
             stack.callback(sessions[-1].leave)
             sessions[-1].share_evaluator(sessions[0])
-        batches = [session.begin() for session in sessions]
+        batches = [session.open() for session in sessions]
         if starts[0] is not None:
             for session, state in zip(sessions, states, strict=True):
                 # As of a single run: one cut off before its first checkpoint must not go on from random weights.

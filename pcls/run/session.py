@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from pcls.checkpoint.store import CheckpointStore, NotSaved
 from pcls.config.load import flat_recipe
 from pcls.data.dataset import Dataset
 from pcls.data.order import BucketedOrder, Order
-from pcls.data.pipeline import Batch, Places, Workers, training_places
+from pcls.data.pipeline import Batch, Places, Workers
 from pcls.data.workers import measure_threads
 from pcls.errors import RestartRequested, UserError
 from pcls.evaluation.count import Predictions
@@ -29,23 +30,29 @@ from pcls.observe.goodput import Goodput
 from pcls.observe.profile import Profiler
 from pcls.observe.sinks import TENSORBOARD, MetricFiles, Wandb
 from pcls.parallel.mesh import replicated
-from pcls.parallel.processes import place
+from pcls.parallel.processes import everyones, host_names
 from pcls.pretrained.bundle import Bundle, save_bundle
 from pcls.run.delivery import training_facts
 from pcls.run.evaluate import evaluator_of, keep_evaluation
 from pcls.run.folder import RunFolder, Status
-from pcls.run.setup import Setup, images_on_devices
+from pcls.run.rollback import Recovery
+from pcls.run.setup import Setup
 from pcls.run.signals import stop_requests
-from pcls.training.loop import Meter, Step, train_loop
+from pcls.run.steps import compiled_steps, placed, step_batches
+from pcls.run.verification import Verification
+from pcls.run.watchdog import COMPILING, SAVING, Watchdog
+from pcls.training.loop import Hooks, Meter, Step, Trouble, train_loop
 from pcls.training.program import Program
 from pcls.training.recalibration import mean_statistics
-from pcls.training.sizes import Kind, StepByKind
+from pcls.training.sizes import Kind
 from pcls.training.state import TrainState
 from pcls.training.step import Metrics
 from pcls.training.tables import state_text, write_parameter_table
 
 # Where the weights came from that the run was started with.
 ORIGIN = "origin.json"
+# A process is told of that takes so many times as long as half of them do, and this many seconds longer.
+STRAGGLES, NOTICEABLE = 2.0, 0.02
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Run:
     evaluation: Evaluation | LabelEvaluation
 
 
-class Session:
+class Session(Hooks):
     """The loop's hooks: files, screen, checkpoints.
 
     Args:
@@ -88,17 +95,22 @@ class Session:
         self._console = console
         self._say: Callable[[str], None] = console.say if console else lambda text: None
         self._goodput = goodput
-        self._evaluator = evaluator_of(setup)
+        self._watchdog = Watchdog(setup.recipe.guard.hang, folder.path / f"hang-{jax.process_index()}.txt")
+        self._evaluator = evaluator_of(setup, lambda: self._watchdog.expect("a batch of an evaluation"))
+        self._recovery = Recovery(setup, folder, store, self._say)
         self._undecodable = Undecodable(setup.dataset, setup.recipe.data.max_undecodable, self._say)
         # Every process traces its own devices.
         self._profiler = Profiler(folder.path / TENSORBOARD, profile, self._say)
         self._image_share_of_peak = image_share_of_peak(setup)
-        self._rows = setup.rows(setup.plan.batch_size)
         self._at_end = ExitStack()
         self._sinks: list[MetricFiles | Wandb] = []
         self._result: tuple[Evaluation, Predictions] | tuple[LabelEvaluation, LabelScores] | None = None
         self._score_at: dict[int, float] = {}
         self._not_saved: NotSaved | None = None
+        self._begun: set[tuple[Kind, int]] = set()
+        self._last_skipped = -1
+        self._told_of_straggler = False
+        self._asked_to_stop: Callable[[int], bool] = lambda step: False
 
     def train(self, state: TrainState, first: int) -> Run:
         """Trains, then delivers; or stops on request, saved."""
@@ -106,16 +118,18 @@ class Session:
         if self._console:
             self._open(first)
         try:
-            with self._batches(first) as batches, stop_requests(self._say) as self.stop_requested:
-                one, many = self._steps(first)
-                self._goodput.start_training()
-                self._profiler.after(first, plan.after_dispatch(first))
-                state, finished = train_loop(state, one, many, self._booked(batches), plan, self)
-            if finished:
-                self._evaluate_once(state)
-            self._settle(finished)
+            with stop_requests(self._say, self._setup.recipe.checkpoint.stop_within) as self._asked_to_stop:
+                with self._batches(first) as batches:
+                    step_of = compiled_steps(self._setup, first, self._at_end)
+                    self._goodput.start_training()
+                    self._profiler.after(first, plan.after_dispatch(first))
+                    state, finished = train_loop(state, step_of, self._booked(batches), plan, self)
+                if finished:
+                    self._evaluate_once(state)
+                self._settle(finished)
             self._write(self._goodput.row(int(state.step)))
         finally:
+            self._watchdog.close()
             self._at_end.close()
             self._profiler.close()
             for sink in self._sinks:
@@ -126,14 +140,35 @@ class Session:
             raise RestartRequested(f"stopped and saved at step {step:,}; go on with: pcls resume {self._folder.path}")
         return self._deliver(state)
 
+    def begin(self, step: int) -> None:
+        """Watches the dispatch that follows; one of a new kind is compiled first."""
+        program = self._setup.kind_at(step), self._setup.plan.together(step)
+        new = program not in self._begun
+        self._begun.add(program)
+        self._watchdog.expect(f"step {step + 1:,}", COMPILING if new else 0)
+
+    def verified(self, train: Step, state: TrainState, batch: Any, step: int) -> tuple[TrainState, Metrics]:
+        """Takes a step twice, and compares what the devices hold."""
+        with self._watchdog.expecting(f"step {step:,}, taken twice", COMPILING):
+            return self._verification.step_twice(train, state, batch, step)
+
+    def skipped(self, steps: list[int]) -> None:
+        """Says the first of those in a row."""
+        if steps[0] != self._last_skipped + 1:
+            self._say(f"step {steps[0]:,}: the loss or its gradient is not finite; it changes nothing")
+        self._last_skipped = steps[-1]
+
+    def roll_back(self, state: TrainState, step: int, trouble: Trouble) -> TrainState:
+        """Goes on with the weights of the newest good checkpoint."""
+        with self._watchdog.expecting("a checkpoint to go back to", COMPILING), self._goodput.lost_to("checkpoint"):
+            self._tolerating(self._store.wait)
+            return self._recovery(state, step, trouble)
+
     def place(self, batch: Batch | Places) -> Any:
         """To the devices; what could not be decoded is counted on the way."""
         if isinstance(batch, Batch):
             self._undecodable.inspect(batch)
-        stacked = batch.record.ndim == 2
-        sharding = self._setup.stacked_sharding if stacked else self._setup.batch_sharding
-        batches = batch.record.shape[-1] // len(self._rows)
-        return place(batch, sharding, batches * self._setup.plan.batch_size)
+        return placed(self._setup, batch)
 
     def progress(self, meter: Meter, step: int) -> None:
         """Redraws the progress line now and then, and says what became of a checkpoint."""
@@ -145,6 +180,7 @@ class Session:
     def log(self, row: dict[str, Any]) -> None:
         """Keeps a training row."""
         del row["eta"]
+        row |= self._stragglers(row["host_seconds"])
         row["lr"] = self._rate_before(row["step"])
         if self._image_share_of_peak is not None:
             row["mfu"] = (
@@ -161,15 +197,23 @@ class Session:
         step, (params, stats) = self._setup.statistics_step(), self._evaluator.gathered(state.deliverable)
         steps = range(plan.steps, plan.steps + count)
         # No step of training: like the evaluation that follows, it looks at the weights and leaves them alone.
-        with self._goodput.lost_to("evaluation"), self._host_batches(steps) as batches:
-            placed = (place(batch, self._setup.batch_sharding, plan.batch_size) for batch in batches)
-            stats = mean_statistics(step(params, stats, state.key, batch) for batch in placed)
+        with (
+            self._goodput.lost_to("evaluation"),
+            self._watchdog.expecting("statistics", COMPILING),
+            self._setup.batches(steps, self._workers, self._say) as batches,
+        ):
+            stats = mean_statistics(step(params, stats, state.key, batch) for batch in self._placed(batches))
         self._say(f"recalibrated BatchNorm over {count:,} batches")
         return state.with_deliverable_stats(stats)
 
+    def _placed(self, batches: Iterator[Batch]) -> Iterator[Any]:
+        for batch in batches:
+            yield placed(self._setup, batch)
+            self._watchdog.expect("a batch of statistics")
+
     def evaluate(self, state: TrainState, step: int) -> float:
         """Evaluates what would be delivered now."""
-        with self._goodput.lost_to("evaluation"):
+        with self._goodput.lost_to("evaluation"), self._watchdog.expecting("an evaluation", COMPILING):
             self._result = self._evaluator(*self._setup.deliverable(state))
         evaluation = self._result[0]
         row = {"kind": "eval", "step": step, "epoch": step / self._setup.plan.epoch_steps, **evaluation.summary()}
@@ -183,12 +227,18 @@ class Session:
 
     def save(self, state: TrainState, step: int) -> None:
         """Starts a checkpoint."""
-        with self._goodput.lost_to("checkpoint"):
+        with self._goodput.lost_to("checkpoint"), self._watchdog.expecting("a checkpoint", SAVING):
+            if self._setup.plan.verify_every:
+                self._verification.compare_copies(state, step)
             # What became of the one before is no reason not to try this one.
             self._tolerating(self._store.wait)
             self._not_saved = None
             self._tolerating(lambda: self._store.save(step, state, score=self._score_at.get(step)))
         self._set_status("running", step)
+
+    def stop_requested(self, step: int) -> bool:
+        """Whether a signal or a cloud's notice has come."""
+        return self._asked_to_stop(step)
 
     def _tolerating(self, act: Callable[[], None]) -> None:
         """Raises NotSaved only where the recipe wants the run to end by it; else says it."""
@@ -210,7 +260,7 @@ class Session:
 
     def _settle(self, finished: bool) -> None:
         """Waits for the last checkpoint. A finished run can do without it; one that stops has nothing else to go on."""
-        with self._goodput.lost_to("checkpoint"):
+        with self._goodput.lost_to("checkpoint"), self._watchdog.expecting("the last checkpoint", SAVING):
             self._tolerating(self._store.wait)
         if self._not_saved and not finished:
             raise self._not_saved
@@ -230,6 +280,28 @@ class Session:
         if self._setup.mesh.size > 1:
             self._say(state_text(self._setup))
 
+    @cached_property
+    def _verification(self) -> Verification:
+        return Verification(self._setup)
+
+    def _stragglers(self, seconds: float) -> dict[str, Any]:
+        """Which process holds up the others, by the seconds a step in which each did not wait for the devices."""
+        if jax.process_count() == 1:
+            return {}
+        everyone = everyones(np.array([seconds]), "seconds of a step").ravel()
+        slowest, usual = int(everyone.argmax()), float(np.median(everyone))
+        if everyone[slowest] > max(STRAGGLES * usual, usual + NOTICEABLE) and not self._told_of_straggler:
+            self._told_of_straggler = True
+            self._say(
+                f"process {slowest} on {self._hosts[slowest]} takes {everyone[slowest]:.3f} s a step beside the "
+                f"devices, half of the processes {usual:.3f} s or less: look at its data and at what else runs there"
+            )
+        return {"slowest_process": slowest, "slowest_host_seconds": float(everyone[slowest])}
+
+    @cached_property
+    def _hosts(self) -> list[str]:
+        return host_names()
+
     def _write(self, row: dict[str, Any]) -> None:
         for sink in self._sinks:
             sink.write(row)
@@ -243,39 +315,8 @@ class Session:
                 return
             yield batch
 
-    def _steps(self, first: int) -> tuple[Step, Step]:
-        """The compiled steps, for one batch and for several."""
-        setup = self._setup
-        several = len(setup.kinds_from(0)) > 1
-        if not setup.recipe.data.on_device:
-            one = self._step_by_kind(setup.train_step_of, first) if several else setup.train_step()
-            return one, setup.train_steps()
-        images = images_on_devices(setup)
-
-        def with_images(step: Callable[..., tuple[TrainState, Metrics]]) -> Step:
-            return lambda state, places: step(state, places, images)
-
-        if several:
-            one = self._step_by_kind(lambda kind: with_images(setup.resident_step_of(kind)), first)
-        else:
-            one = with_images(setup.resident_step())
-        return one, with_images(setup.resident_steps())
-
-    def _step_by_kind(self, compiled: Callable[[Kind], Step], first: int) -> StepByKind:
-        step = StepByKind(compiled, self._setup.kinds_from(first), self._setup.kind_at, first)
-        self._at_end.callback(step.close)
-        return step
-
     def _batches(self, first: int) -> AbstractContextManager[Iterator[Any]]:
-        """From a step on: images, or places of a set that lives on the devices."""
-        setup = self._setup
-        steps = setup.sizes.updates_from(first)
-        if not setup.recipe.data.on_device:
-            return self._host_batches(steps)
-        return nullcontext(training_places(setup.order, rows=self._rows, steps=steps))
-
-    def _host_batches(self, steps: Sequence[int]) -> AbstractContextManager[Iterator[Batch]]:
-        return self._setup.batches(steps, self._workers, self._say)
+        return step_batches(self._setup, first, lambda: self._workers, self._say)
 
     @cached_property
     def _workers(self) -> Workers:

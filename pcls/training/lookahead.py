@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from pcls.config.optimizer import LookaheadSection
 
@@ -22,12 +23,10 @@ class LookaheadState(NamedTuple):
     """What `lookahead` keeps.
 
     Attributes:
-      taken: batches, int32.
       slow: path to slow weight, of those that learn.
       fast: the optimizer's own state.
     """
 
-    taken: Array
     slow: dict[str, Any]
     fast: Any
 
@@ -52,20 +51,22 @@ def lookahead(
     def init(params: optax.Params) -> LookaheadState:
         # A copy: one buffer cannot be donated twice.
         slow = {path: jnp.copy(param) for path, param in params.items() if learns(path)}
-        return LookaheadState(jnp.zeros([], jnp.int32), slow, optimizer.init(params))
+        return LookaheadState(slow, optimizer.init(params))
 
     def update(
         grads: Mapping[str, Array],
         state: LookaheadState,
         params: Mapping[str, Array],
         *,
+        step: ArrayLike,
         batches: int = 1,
         **others: Any,
     ) -> tuple[dict[str, Array], LookaheadState]:
         """Of the parameters that learn now; the slow weights of the others stay as they are."""
-        updates, fast = update_fast(grads, state.fast, params, batches=batches, **others)
-        taken = state.taken + batches
-        ends_round = taken // section.every > state.taken // section.every
+        updates, fast = update_fast(grads, state.fast, params, step=step, batches=batches, **others)
+        before = jnp.asarray(step)
+        taken = before + batches
+        ends_round = taken // section.every > before // section.every
         way = jnp.where(ends_round, 1 - (1 - share) * (taken / steps) ** (section.ramp or 0), 0)
         slow = {
             path: state.slow[path] + way * (params[path] + update - state.slow[path])
@@ -73,6 +74,6 @@ def lookahead(
         }
         returns = ends_round | (taken >= steps)
         updates = {path: jnp.where(returns, slow[path] - params[path], update) for path, update in updates.items()}
-        return updates, LookaheadState(taken, state.slow | slow, fast)
+        return updates, LookaheadState(state.slow | slow, fast)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,8 +22,8 @@ from pcls.training.step import Metrics
 # Takes the state and a placed batch.
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
-# Steps in a row without a finite loss and gradient. One such step is skipped; so many do not come back by themselves.
-MAX_NOT_FINITE = 20
+# A loss is compared with the mean of those before it: of so many at most, and of so many at least.
+MOST_BEFORE, LEAST_BEFORE = 100, 20
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Plan:
       at_once: steps given to the devices together, where nothing is due in between.
       batches_at: how many batches the update that begins at a step takes; its steps are then finished together.
       evaluate_every, save_every, log_every: steps, 1 or more; fractions where an epoch is one.
+      verify_every: the same; 0: never.
+      not_finite: so many skipped updates in a row are trouble.
+      spike: a loss of more than so many times the mean before it is trouble; 0: none is.
     """
 
     steps: int
@@ -45,6 +50,9 @@ class Plan:
     log_every: float
     at_once: int = 1
     batches_at: Callable[[int], int] = lambda step: 1
+    verify_every: float = 0.0
+    not_finite: int = 20
+    spike: float = 0.0
 
     def next_due(self, step: int, every: float) -> int:
         """The first step after `step` that a multiple of `every`, rounded, falls on; all is due after the last step."""
@@ -65,11 +73,39 @@ class Plan:
         return step + self.together(step) * self.batches_at(step)
 
 
-class Hooks(Protocol):
-    """What the loop calls out to."""
+class Trouble(NamedTuple):
+    """What a run does not come back from by going on.
+
+    Attributes:
+      since: the first step that was in it, counted from 1.
+      reason: in words.
+    """
+
+    since: int
+    reason: str
+
+
+class Hooks:
+    """What the loop calls out to; by itself it keeps nothing, and gives up where a run is in trouble."""
+
+    def begin(self, step: int) -> None:
+        """Called before every dispatch, with the number of finished steps."""
 
     def place(self, batch: Any) -> Any:
         """Brings a host batch, or several of them stacked, to the devices."""
+        return batch
+
+    def verified(self, train: Step, state: TrainState, batch: Any, step: int) -> tuple[TrainState, Metrics]:
+        """Takes a step up to the number `step` in a way that shows whether the devices can be trusted."""
+        del step
+        return train(state, batch)
+
+    def skipped(self, steps: list[int]) -> None:
+        """Hears of updates that were not finite and changed nothing."""
+
+    def roll_back(self, state: TrainState, step: int, trouble: Trouble) -> TrainState:
+        """The state of an earlier time, as one at this step: the records since are passed over."""
+        raise Diverged(f"step {trouble.since:,}: {trouble.reason}")
 
     def progress(self, meter: Meter, step: int) -> None:
         """Called after every dispatch; shows the meter's numbers when it is time to."""
@@ -79,47 +115,56 @@ class Hooks(Protocol):
 
     def finish(self, state: TrainState) -> TrainState:
         """Called after the last step, before its evaluation; returns the state to evaluate and to keep."""
+        return state
 
     def evaluate(self, state: TrainState, step: int) -> float:
         """Evaluates, keeps and shows the result; returns what the best of a run goes by: top-1, or mAP."""
+        return -1.0
 
     def save(self, state: TrainState, step: int) -> None:
         """Starts a checkpoint."""
 
     def stop_requested(self, step: int) -> bool:
         """Whether the run should end early, in good order."""
+        return False
 
 
 def train_loop(
-    state: TrainState, train_step: Step, train_steps: Step, batches: Iterator[Any], plan: Plan, hooks: Hooks
+    state: TrainState, step_of: Callable[[int, int], Step], batches: Iterator[Any], plan: Plan, hooks: Hooks
 ) -> tuple[TrainState, bool]:
     """Trains from the state's step to the plan's last.
 
     Args:
       state: its buffers are given up to the first step.
-      train_step: compiled; takes a batch.
-      train_steps: the same for `plan.at_once` batches, stacked.
+      step_of: the compiled step to take after so many finished ones, for one batch, or for several stacked.
       batches: of the steps from the state's on.
       plan: when to do what.
       hooks: what to do it with.
 
     Returns:
       The state, and whether the plan was finished (False: it stopped early on request, and saved).
-
-    Raises:
-      Diverged: too many steps in a row whose loss or gradient was not finite.
     """
     step = int(state.step)
     meter = Meter(plan)
     while step < plan.steps:
         first, count = step, plan.together(step)
+        hooks.begin(step)
         with meter.waiting():
             batch = next(batches) if count == 1 else _stacked(batches, count)
-        state, metrics = (train_step if count == 1 else train_steps)(state, hooks.place(batch))
+        train, placed = step_of(step, count), hooks.place(batch)
         count *= plan.batches_at(first)
         step += count
+        if plan.verify_every and plan.due(first, step, plan.verify_every):
+            state, metrics = hooks.verified(train, state, placed, step)
+        else:
+            state, metrics = train(state, placed)
         # One dispatch late: the devices are busy with this one while the host reads the last one's numbers.
-        meter.count(step, count, metrics)
+        if skipped := meter.count(step, count, metrics):
+            hooks.skipped(skipped)
+        trouble = meter.trouble
+        if trouble:
+            state = hooks.roll_back(state, step, trouble)
+            meter.forget()
         hooks.progress(meter, step)
         if plan.due(first, step, plan.log_every) and meter.has_numbers:
             hooks.log(meter.row(step))
@@ -129,7 +174,7 @@ def train_loop(
             with meter.paused():
                 state = state.with_best(hooks.evaluate(state, step))
         stopping = step < plan.steps and hooks.stop_requested(step)
-        if stopping or plan.due(first, step, plan.save_every):
+        if stopping or trouble or plan.due(first, step, plan.save_every):
             hooks.save(state, step)
         if stopping:
             return state, False
@@ -141,18 +186,24 @@ def _stacked(batches: Iterator[Any], count: int) -> Any:
 
 
 class Meter:
-    """Means over the steps since the last row, and the rates of the loop."""
+    """Means over the steps since the last row, the rates of the loop, and whether its numbers are still good ones.
+
+    Attributes:
+      trouble: None: they are.
+    """
 
     def __init__(self, plan: Plan):
+        self.trouble: Trouble | None = None
         self._plan = plan
-        self._late: Metrics | None = None
-        self._not_finite = 0
+        self._late: tuple[int, int, Metrics] | None = None
+        self._bad: list[int] = []
+        self._losses: deque[float] = deque(maxlen=MOST_BEFORE)
         self._restart()
 
     def _restart(self) -> None:
         self._start = time.perf_counter()
-        self._waited = 0.0
-        self._steps = 0
+        self._waited = self._blocked = 0.0
+        self._steps = self._skipped = 0
         self._sums = dict.fromkeys(("loss", "correct", "weight"), 0.0)
 
     @contextmanager
@@ -169,31 +220,60 @@ class Meter:
         yield
         self._start += time.perf_counter() - start
 
-    def count(self, step: int, count: int, metrics: Metrics) -> None:
-        """Takes the metrics of `count` steps up to `step` and reads those before; the last are read at once."""
-        self._steps += count
-        self._read()
-        self._late = metrics
-        if step == self._plan.steps:
-            self._read()
+    def count(self, step: int, count: int, metrics: Metrics) -> list[int]:
+        """Takes the metrics of `count` steps up to `step` and reads those before; the last are read at once.
 
-    def _read(self) -> None:
+        Returns:
+          The steps, of those that were read, whose update was skipped.
+        """
+        self._steps += count
+        skipped = self._read()
+        self._late = step, count, metrics
+        return skipped + self._read() if step == self._plan.steps else skipped
+
+    def forget(self) -> None:
+        """The state has been replaced: what is not read yet tells of another one, and its trouble is over."""
+        self._late = self.trouble = None
+        self._bad = []
+
+    def _read(self) -> list[int]:
         if self._late is None:
-            return
-        late = {name: np.atleast_1d(value) for name, value in jax.device_get(self._late).items()}
+            return []
+        last, count, metrics = self._late
         self._late = None
-        for loss, correct, weight, finite in zip(
-            late["loss"], late["correct"], late["weight"], late["finite"], strict=True
-        ):
-            self._not_finite = 0 if finite else self._not_finite + 1
-            if self._not_finite >= MAX_NOT_FINITE:
-                raise Diverged(
-                    f"the loss or its gradient was not finite for {MAX_NOT_FINITE} steps in a row; "
-                    "lower optimizer.lr, lengthen optimizer.warmup, or set optimizer.clip_norm"
-                )
-            self._sums["loss"] += float(loss) * float(weight)
-            self._sums["correct"] += float(correct)
-            self._sums["weight"] += float(weight)
+        start = time.perf_counter()
+        late = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}
+        self._blocked += time.perf_counter() - start
+        skipped, updates = [], len(late["loss"])
+        for number in range(updates):
+            step = last - count + (number + 1) * count // updates
+            loss, correct, weight = (float(late[name][number]) for name in ("loss", "correct", "weight"))
+            self._watch(step, loss, finite=bool(late["finite"][number]))
+            if self._bad:
+                skipped.append(step)
+                continue
+            self._sums["loss"] += loss * weight
+            self._sums["correct"] += correct
+            self._sums["weight"] += weight
+        self._skipped += len(skipped)
+        return skipped
+
+    def _watch(self, step: int, loss: float, *, finite: bool) -> None:
+        plan = self._plan
+        if not finite:
+            self._bad.append(step)
+            if len(self._bad) >= plan.not_finite:
+                reason = f"the loss or its gradient was not finite for {len(self._bad):,} steps in a row"
+                self.trouble = self.trouble or Trouble(self._bad[0], reason)
+            return
+        self._bad = []
+        if plan.spike and len(self._losses) >= LEAST_BEFORE:
+            mean = statistics.fmean(self._losses)
+            if loss > plan.spike * mean:
+                reason = f"the loss rose to {loss:.4g}, {loss / mean:.3g} times the mean of the steps before"
+                self.trouble = self.trouble or Trouble(step, reason)
+                return
+        self._losses.append(loss)
 
     @property
     def has_numbers(self) -> bool:
@@ -201,7 +281,10 @@ class Meter:
         return self._sums["weight"] > 0
 
     def current(self, step: int) -> dict[str, Any]:
-        """The numbers since the last row, without starting anew; `eta` in seconds."""
+        """The numbers since the last row, without starting anew.
+
+        `eta` in seconds; `host_seconds` a step in which this process did not wait for the devices; `skipped` updates.
+        """
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         weight = max(self._sums["weight"], 1)
         return {
@@ -212,6 +295,8 @@ class Meter:
             "accuracy": self._sums["correct"] / weight,
             "images_per_second": self._steps * self._plan.batch_size / elapsed,
             "data_wait": self._waited / elapsed,
+            "host_seconds": max(0.0, elapsed - self._blocked) / max(self._steps, 1),
+            "skipped": self._skipped,
             "eta": (self._plan.steps - step) * elapsed / max(self._steps, 1),
         }
 

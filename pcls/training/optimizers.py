@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from pcls.config.optimizer import OptimizerSection, ScaleRule
 from pcls.errors import UserError
@@ -114,12 +115,11 @@ def make_optimizer(
     """
     rows = {row.path: row for row in parameter_table(section, params, starts)}
 
-    def beginning_at(start: int) -> optax.GradientTransformation:
-        """Its own count of steps begins there, the schedule's does not."""
-        rate = _by_rate(lambda count: schedule(count + start), grows=section.lr_per_256)
+    def rule() -> optax.GradientTransformation:
+        rate = _by_rate(schedule, grows=section.lr_per_256)
         return optax.chain(*_update_rule(section, rate, rows), _by_factor(lambda path: rows[path].lr_scale))
 
-    groups = {start: beginning_at(start) for start in sorted({int(r.start) for r in rows.values() if r.rule != FROZEN})}
+    groups = {start: rule() for start in sorted({int(r.start) for r in rows.values() if r.rule != FROZEN})}
     optimizer = optax.chain(*_clipping(section), _by_start(groups, lambda path: rows[path].start))
     if not section.lookahead.every:
         return optimizer
@@ -164,27 +164,27 @@ def _by_start(
 def _by_rate(schedule: optax.Schedule, *, grows: bool) -> optax.GradientTransformationExtraArgs:
     """Multiplies by the rate and turns downhill.
 
-    An update of several batches moves the schedule on by as many steps; where the rate grows with the batch, it is so
-    many times as high.
+    The rate is that of the step which `update` is told, whatever happened to those before it. Where it grows with the
+    batch, that of an update of several batches is so many times as high.
     """
 
-    def init(params: optax.Params) -> optax.ScaleByScheduleState:
+    def init(params: optax.Params) -> optax.EmptyState:
         del params
-        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+        return optax.EmptyState()
 
     def update(
         updates: optax.Updates,
-        state: optax.ScaleByScheduleState,
+        state: optax.EmptyState,
         params: optax.Params | None = None,
         *,
+        step: ArrayLike,
         batches: int = 1,
         **others: Any,
-    ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
+    ) -> tuple[optax.Updates, optax.EmptyState]:
         """`others` are for other parts of a chain."""
         del params, others
-        rate = -schedule(state.count) * (batches if grows else 1)
-        steps = jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates)
-        return steps, optax.ScaleByScheduleState(count=state.count + batches)
+        rate = -schedule(step) * (batches if grows else 1)
+        return jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -49,7 +49,7 @@ from pcls.training.resident import resident_step, resident_steps
 from pcls.training.schedules import learning_rate
 from pcls.training.sizes import BucketSizes, Kind, Sizes, kinds_from
 from pcls.training.state import TrainState, init_state, state_of
-from pcls.training.step import Metrics, TrainStep, make_train_step
+from pcls.training.step import Losses, Metrics, TrainStep, make_gradients, make_losses, make_train_step
 
 # A run leaves at most about this many training rows in its metric files, each a mean over this many steps or more.
 LOG_ROWS, MIN_LOG_STEPS = 500, 10
@@ -189,18 +189,30 @@ class Program:
         """The training step, not compiled; where some learns later, with all that learns at the end."""
         return self.step_of(len(self.freezing.phases) - 1)
 
-    def step_of(self, phase: int) -> TrainStep:
-        """The same of a phase of the freezing."""
-        # First as the parameters lie: else the compiler carries the split of the update back into the layers, and each
-        # BatchNorm gathers its numbers there.
-        gradients = (self.state_shardings.params, self.update_shardings()) if self.layout.optimizer_over else ()
-        step = make_train_step(
+    def losses_of(self, phase: int) -> Losses:
+        """What a step computes of a batch, not compiled, in a phase of the freezing."""
+        return make_losses(
             self.model,
-            self.optimizer,
             self.recipe,
             self.preprocessing,
             loss_of=self.loss_of,
             training=self.training,
+            frozen=self.freezing.frozen(phase),
+        )
+
+    def gradients_of(self, phase: int) -> Callable[..., Any]:
+        """The gradients of a step, not compiled."""
+        return make_gradients(self.losses_of(phase), self.recipe)
+
+    def step_of(self, phase: int) -> TrainStep:
+        """The training step of a phase of the freezing, not compiled."""
+        # First as the parameters lie: else the compiler carries the split of the update back into the layers, and each
+        # BatchNorm gathers its numbers there.
+        gradients = (self.state_shardings.params, self.update_shardings()) if self.layout.optimizer_over else ()
+        step = make_train_step(
+            self.gradients_of(phase),
+            self.optimizer,
+            self.recipe,
             gradient_shardings=gradients,
             frozen=self.freezing.frozen(phase),
         )
@@ -544,6 +556,9 @@ def make_plan(recipe: Recipe, order: Order | BucketedOrder, *, image_bytes: int,
         evaluate_every=max(1.0, recipe.evaluate.every.exact_steps(epoch_steps)),
         save_every=max(1.0, recipe.checkpoint.every.exact_steps(epoch_steps)),
         log_every=max(MIN_LOG_STEPS, steps // LOG_ROWS),
+        verify_every=recipe.guard.verify.exact_steps(epoch_steps),
+        not_finite=recipe.guard.not_finite,
+        spike=recipe.guard.spike,
     )
     batch_bytes = 8 * plan.batch_size if recipe.data.on_device else image_bytes * plan.batch_size
     # Batches of several sizes cannot be stacked.

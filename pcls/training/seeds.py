@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,8 @@ from pcls.training.step import Metrics
 SeedsStep = Callable[..., tuple[TrainState, tuple[Metrics, ...]]]
 
 
-class SeedHooks(Hooks, Protocol):
-    """What the loop calls out to, for one seed; `place` is not: batches are stacked."""
+class SeedHooks(Hooks):
+    """What the loop calls out to, for one seed; `place`, `verified` and `roll_back` are not: batches are stacked."""
 
     def inspect(self, batch: Any) -> None:
         """Looks at a host batch."""
@@ -163,8 +163,11 @@ def stacked_batches(batches: Sequence[Any]) -> Any:
 
 
 def _note(meter: Meter, hooks: SeedHooks, plan: Plan, first: int, step: int, metrics: Metrics) -> None:
-    """Counts the metrics of one seed; Diverged as the meter says."""
-    meter.count(step, step - first, metrics)
+    """Counts the metrics of one seed; Diverged where they are in trouble: seeds that share a program cannot go back."""
+    if skipped := meter.count(step, step - first, metrics):
+        hooks.skipped(skipped)
+    if meter.trouble:
+        raise Diverged(meter.trouble.reason)
     hooks.progress(meter, step)
     if plan.due(first, step, plan.log_every) and meter.has_numbers:
         hooks.log(meter.row(step))

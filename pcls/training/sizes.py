@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from pcls.data.order import BucketedOrder
 from pcls.data.pipeline import Update
 from pcls.training.freezing import Freezing
 from pcls.training.loop import Step
-from pcls.training.state import TrainState
-from pcls.training.step import Metrics
 
 
 class Sizes(Protocol):
@@ -102,31 +100,23 @@ def kinds_from(first: int, steps: int, sizes: Sizes, freezing: Freezing) -> list
     return [Kind(update, phase) for phase, start, end in spans for update in sizes.programs_from(start, end)]
 
 
-class StepByKind:
-    """A training step for updates of several kinds: while the first trains, the others are compiled one by one.
+class StepsByKind:
+    """Training steps for updates of several kinds: while the first trains, the others are compiled one by one.
 
     Args:
       compiled: makes the step of a kind.
       kinds: in the order of their use.
-      kind_at: of the update that begins at a step.
-      first: the step of the first call.
     """
 
-    def __init__(
-        self, compiled: Callable[[Kind], Step], kinds: Sequence[Kind], kind_at: Callable[[int], Kind], first: int
-    ):
+    def __init__(self, compiled: Callable[[Kind], Step], kinds: Sequence[Kind]):
         # One after the other: two compilers at once would each take twice as long, and the first is waited for.
         pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._steps = {kind: pool.submit(compiled, kind) for kind in kinds}
-        self._kind_at = kind_at
-        self._step = first
         pool.shutdown(wait=False)
 
-    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        """The next update, with the program of its kind; waits for it where it is not ready."""
-        kind = self._kind_at(self._step)
-        self._step += kind.update.batches
-        return self._steps[kind].result()(state, batch)
+    def __getitem__(self, kind: Kind) -> Step:
+        """The step of a kind; waits for it where it is not ready."""
+        return self._steps[kind].result()
 
     def close(self) -> None:
         """Gives up what has not begun."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,13 @@ from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 from pcls.nn.module import Arrays, ModelDef
 from pcls.nn.training import TrainingPass
-from pcls.training.gradients import Gradients, LossFn, accumulated, sharpness_aware
+from pcls.training.gradients import accumulated, sharpness_aware
 from pcls.training.losses import TrainingLoss
 from pcls.training.state import TrainState
 
 Metrics = dict[str, Array]
+# (state, parameters that learn, batch) to ([batch] losses, [batch] right answers, statistics of the batch).
+Losses = Callable[[TrainState, Arrays, Batch], tuple[Array, Array, Arrays]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 # The layers' own part of an example's key; the augmentation uses small numbers of it (`Draw`).
@@ -50,14 +52,78 @@ class Sums(NamedTuple):
     stats: Arrays
 
 
-def make_train_step(
+def make_losses(
     model: ModelDef,
-    optimizer: optax.GradientTransformation,
     recipe: Recipe,
     preprocessing: Preprocessing,
     *,
     loss_of: TrainingLoss,
     training: TrainingPass = _WHOLE_BATCH,
+    frozen: Set[str] = frozenset(),
+) -> Losses:
+    """What a training step makes of a batch before it looks for gradients.
+
+    `(state, params, batch) -> (losses, right, statistics)`: [batch] losses, [batch] as `right` counts them, and the
+    statistics of the batch. `params` are the parameters that learn; the others and running statistics are the state's.
+
+    Args:
+      model, recipe, preprocessing: of the run.
+      loss_of: what is trained on.
+      training: what BatchNorm normalises over; the keys are those of the batch.
+      frozen: paths of parameters and statistics that do not learn.
+    """
+    dtype = jnp.dtype(recipe.train.precision)
+
+    def losses(state: TrainState, params: Arrays, batch: Batch) -> tuple[Array, Array, Arrays]:
+        image, label, weight, record, epoch, length = batch
+        drawn = jax.random.wrap_key_data(state.key), epoch, record
+        keys, turned = record_keys(*drawn), alternating(*drawn)
+        images, mixture = model_inputs(image, label, weight, keys, recipe.augment, preprocessing, dtype, length, turned)
+        layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, MODEL_KEY))(keys)
+        layers = replace(training, keys=layer_keys)
+        logits, stats = model.apply(state.params | params, state.stats, images, layers, length, frozen)
+        own = loss_of(logits, label, state.step)
+        if mixture is not None:
+            # Every plain loss is linear in its target, so that of a mixed target is a mean of two; each by its class.
+            # Those of label sets too: a label that one of the two carries has a part of both of its terms.
+            others = loss_of(logits, mixture.labels, state.step)
+            own = mixture.share * own + (1 - mixture.share) * others
+        return own, right(logits, label), stats
+
+    return losses
+
+
+def make_gradients(losses_of: Losses, recipe: Recipe) -> Callable[[TrainState, Arrays, Batch], Any]:
+    """`(state, params, batch) -> ((loss, Sums), gradients)`, all of them sums over the batch.
+
+    Args:
+      losses_of: of `make_losses`.
+      recipe: of the run; says in how many micro-batches, and where the gradients are taken.
+    """
+    accumulate = recipe.train.accumulate
+
+    def summed_loss(state: TrainState, params: Arrays, micro: Batch) -> tuple[Array, Sums]:
+        """Over a micro-batch."""
+        losses, correct, stats = losses_of(state, params, micro)
+        shares = jax.tree.map(lambda stat: stat / accumulate, stats)
+        weight = micro.weight
+        return jnp.sum(losses * weight), Sums(jnp.sum(weight), jnp.sum(correct * weight), shares)
+
+    # Examples that are normalised together, or mixed with each other, stay together in a micro-batch.
+    block = math.lcm(recipe.batch_norm.group_size or 1, PAIR if recipe.augment.mixes else 1)
+
+    def gradients(state: TrainState, params: Arrays, batch: Batch) -> Any:
+        here = accumulated(partial(summed_loss, state), accumulate, block)
+        return (sharpness_aware(here, recipe.train.sam_rho) if recipe.train.sam_rho else here)(params, batch)
+
+    return gradients
+
+
+def make_train_step(
+    gradients_of: Callable[[TrainState, Arrays, Batch], Any],
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe,
+    *,
     gradient_shardings: Sequence[Mapping[str, NamedSharding]] = (),
     frozen: Set[str] = frozenset(),
 ) -> TrainStep:
@@ -67,52 +133,24 @@ def make_train_step(
     the label that counts as correct is its own.
 
     Args:
-      model, optimizer, recipe, preprocessing: of the run.
-      loss_of: what is trained on.
-      training: what BatchNorm normalises over; the keys are those of the batch.
+      gradients_of: of `make_gradients`.
+      optimizer, recipe: of the run.
       gradient_shardings: where the gradients are brought, one after the other; the last is where updates are computed.
-      frozen: paths of parameters and statistics that the step leaves as they are, and computes no gradient of.
+      frozen: paths of parameters and statistics that the step leaves as they are; there are no gradients of them.
     """
-    accumulate = recipe.train.accumulate
     update = optax.with_extra_args_support(optimizer).update
-    dtype = jnp.dtype(recipe.train.precision)
-
-    def summed_loss(state: TrainState, params: Arrays, micro: Batch) -> tuple[Array, Sums]:
-        """Over a micro-batch, with the parameters that learn; the others and running statistics are the state's."""
-        image, label, weight, record, epoch, length = micro
-        drawn = jax.random.wrap_key_data(state.key), epoch, record
-        keys, turned = record_keys(*drawn), alternating(*drawn)
-        images, mixture = model_inputs(image, label, weight, keys, recipe.augment, preprocessing, dtype, length, turned)
-        layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, MODEL_KEY))(keys)
-        layers = replace(training, keys=layer_keys)
-        logits, stats = model.apply(state.params | params, state.stats, images, layers, length, frozen)
-        correct = jnp.sum(right(logits, label) * weight)
-        losses = loss_of(logits, label, state.step)
-        if mixture is not None:
-            # Every plain loss is linear in its target, so that of a mixed target is a mean of two; each by its class.
-            # Those of label sets too: a label that one of the two carries has a part of both of its terms.
-            others = loss_of(logits, mixture.labels, state.step)
-            losses = mixture.share * losses + (1 - mixture.share) * others
-        shares = jax.tree.map(lambda stat: stat / accumulate, stats)
-        return jnp.sum(losses * weight), Sums(jnp.sum(weight), correct, shares)
-
-    def gradients_of(loss_fn: LossFn) -> Gradients:
-        # Examples that are normalised together, or mixed with each other, stay together in a micro-batch.
-        block = math.lcm(recipe.batch_norm.group_size or 1, PAIR if recipe.augment.mixes else 1)
-        gradients = accumulated(loss_fn, accumulate, block)
-        return sharpness_aware(gradients, recipe.train.sam_rho) if recipe.train.sam_rho else gradients
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update, of one or several batches; one whose loss or gradient is not finite only counts."""
         batches = max(1, len(batch.label) // recipe.train.batch_size)
         learning = without(frozen, state.params)
-        (loss, sums), grads = gradients_of(partial(summed_loss, state))(learning, batch)
+        (loss, sums), grads = gradients_of(state, learning, batch)
         # Sums become means only now: a weight known before the backward pass would be an all-reduce of its own.
         loss, grads = jax.tree.map(lambda total: total / jnp.maximum(sums.weight, 1), (loss, grads))
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         for shardings in gradient_shardings:
             grads = jax.lax.with_sharding_constraint(grads, {path: shardings[path] for path in grads})
-        updates, opt_state = update(grads, state.opt_state, learning, batches=batches)
+        updates, opt_state = update(grads, state.opt_state, learning, step=state.step, batches=batches)
         params = optax.apply_updates(learning, updates)
         stats = moved(without(frozen, state.stats), without(frozen, sums.stats), recipe.batch_norm.momentum)
         proposed = replace(

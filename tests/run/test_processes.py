@@ -192,3 +192,42 @@ def wait_for(path, processes):
         assert all(process.poll() is None for process in processes), [p.stderr.read() for p in processes]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+SLOW = """
+import sys, time
+from pcls.cli import main
+from pcls.run import session
+
+place, index = session.placed, sys.argv.pop(1)
+
+def slow(setup, batch):
+    time.sleep(0.2 * (index == "1"))
+    return place(setup, batch)
+
+session.placed = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_process_that_holds_up_the_others_is_named(tmp_path):
+    settings = SETTINGS | {"train.duration": "20 steps", "run.dir": str(tmp_path / "run")}
+    meeting = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process"]
+    arguments = ["train", "digits_rnn", *(f"{key}={value}" for key, value in settings.items())]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SLOW, str(index), *meeting, str(index), *arguments],
+            env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    codes, told = ended(processes)
+    assert codes == [0, 0], told
+    rows = [row for row in read_metrics(tmp_path / "run") if row["kind"] == "train"]
+    assert {row["slowest_process"] for row in rows} == {1}
+    assert min(row["slowest_host_seconds"] for row in rows) > 0.2 > rows[-1]["host_seconds"]
+    (line,) = [line for line in told[0].splitlines() if line.startswith("process ")]
+    assert line.startswith(f"process 1 on {socket.gethostname()} takes 0.") and "look at its data" in line

@@ -23,7 +23,7 @@ from pcls.nn.pooling import global_mean_pool
 from pcls.observe.chips import CHIPS
 from pcls.observe.goodput import CAUSES
 from pcls.observe.sinks import read_metrics
-from pcls.run import evaluate, session
+from pcls.run import evaluate, session, setup
 from pcls.run.setup import prepare
 
 LOST = [f"lost_to_{cause}" for cause in ("compile", *CAUSES)]
@@ -52,7 +52,7 @@ def test_the_time_of_a_run_adds_up(finished_run):
 
 def test_what_is_booked_was_really_spent(tmp_path, tiny, monkeypatch):
     """Half a second is hidden in the data, the evaluation and the checkpoint of a run."""
-    read = session.training_batches
+    read = setup.training_batches
 
     @contextmanager
     def slow_batches(*arguments, **options):
@@ -62,7 +62,7 @@ def test_what_is_booked_was_really_spent(tmp_path, tiny, monkeypatch):
     def slow(method):
         return lambda *arguments, **options: (time.sleep(0.5), method(*arguments, **options))[1]
 
-    monkeypatch.setattr(session, "training_batches", slow_batches)
+    monkeypatch.setattr(setup, "training_batches", slow_batches)
     monkeypatch.setattr(evaluate.Evaluator, "__call__", slow(evaluate.Evaluator.__call__))
     monkeypatch.setattr(session.CheckpointStore, "save", slow(session.CheckpointStore.save))
     run = pcls.train("digits_rnn", tiny | {"train.duration": "3 steps", "run.dir": str(tmp_path / "run")})

@@ -77,7 +77,7 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_loses_nothing(
     assert process.wait(60) == 42
     lines = (tmp_path / "log").read_text().splitlines()
     status = RunFolder(path).status()
-    assert f"{number.name}: saving after this step; once more to end at once" in lines
+    assert f"{number.name}: saving after this step; Ctrl-C now ends at once" in lines
     assert lines[-1] == f"pcls: stopped and saved at step {status['step']:,}; go on with: pcls resume {path}"
     assert status["status"] == "stopped"
     assert INTERVAL <= status["step"] < STEPS
@@ -115,3 +115,36 @@ def test_a_second_interrupt_ends_at_once(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
     assert len(told) == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+LATE = """
+import os, signal, sys, threading
+from pcls.run.signals import stop_requests
+
+with stop_requests(lambda text: print(text, flush=True), float(sys.argv[2])) as requested:
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    assert requested(1)
+    threading.Event().wait(3)
+print("done in time")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_what_is_not_saved_in_time_is_given_up(name):
+    done = subprocess.run([sys.executable, "-c", LATE, name, "0.5"], capture_output=True, text=True, check=False)
+    assert done.returncode == 42
+    assert done.stdout == f"{name}: saving after this step; Ctrl-C now ends at once\n"
+    assert done.stderr == "pcls: not saved within 0 s (checkpoint.stop_within); the last checkpoint stays\n"
+
+
+@pytest.mark.parametrize(("name", "within"), [("SIGINT", "0.5"), ("SIGTERM", "0"), ("SIGTERM", "60")])
+def test_who_asks_by_ctrl_c_waits_and_so_does_who_gives_time(name, within):
+    # A shell starts what runs in its background with interrupts ignored; `python -c` then ignores them too.
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, name, within],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "done in time"), done.stderr

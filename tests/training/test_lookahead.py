@@ -31,7 +31,7 @@ def trained(section, steps, *, run=None, starts=None, batches=1, learns=lambda s
     for step in range(steps):
         own = {path: params[path] for path in learns(step)}
         grads = {path: array for path, array in gradient(step).items() if path in own}
-        updates, state = update(grads, state, own, batches=batches)
+        updates, state = update(grads, state, own, step=step * batches, batches=batches)
         params = params | optax.apply_updates(own, updates)
         found.append(dict(params))
     return found, state
@@ -58,8 +58,7 @@ def test_slow_weights_take_a_share_of_each_round_and_the_optimizer_goes_on_from_
 
 
 def test_an_update_of_several_batches_may_end_a_round_within_it():
-    found, state = trained(LookaheadSection(every=3, share=1.0), 3, run=100, batches=2)
-    assert int(state.taken) == 6
+    found, _ = trained(LookaheadSection(every=3, share=1.0), 3, run=100, batches=2)
     plain, _ = trained(LookaheadSection(every=2, share=1.0), 3, run=100)
     # All of the way is what the optimizer does by itself.
     np.testing.assert_allclose(found[-1]["head/bias"], plain[-1]["head/bias"], rtol=1e-6)

@@ -105,7 +105,7 @@ def compiled(program):
     made = program()
     rising = ramp(1e-4, 1e6, 40)
     optimizer = make_optimizer(made.recipe.optimizer, rising, made.model.params)
-    step = make_train_step(made.model, optimizer, made.recipe, made.preprocessing, loss_of=made.loss_of)
+    step = make_train_step(made.gradients_of(0), optimizer, made.recipe)
     return made, jax.jit(step, donate_argnums=0)
 
 

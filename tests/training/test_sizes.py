@@ -8,7 +8,7 @@ from pcls.data.buckets import buckets_of
 from pcls.data.order import BucketedOrder
 from pcls.data.pipeline import Update
 from pcls.training.freezing import NEVER, Freezing
-from pcls.training.sizes import BucketSizes, Kind, StepByKind, kinds_from
+from pcls.training.sizes import BucketSizes, Kind, StepsByKind, kinds_from
 
 
 def test_each_kind_is_compiled_once_in_order_while_the_first_trains():
@@ -21,14 +21,12 @@ def test_each_kind_is_compiled_once_in_order_while_the_first_trains():
         compiled.append(kind)
         return lambda state, batch: (state + 1, kind)
 
-    at = {5: first, 8: third, 9: second}
-    step = StepByKind(compile_kind, kinds, at.__getitem__, first=5)
-    assert step(0, None) == (1, first)
+    steps = StepsByKind(compile_kind, kinds)
+    assert steps[first](0, None) == (1, first)
     assert compiled == [first]
     go_on.set()
-    # An update of three batches moved the step by three.
-    assert step(1, None) == (2, third)
-    assert step(2, None) == (3, second)
+    assert steps[third](1, None) == (2, third)
+    assert steps[second](2, None) == (3, second)
     assert compiled == kinds
 
 
@@ -42,11 +40,11 @@ def test_what_has_not_begun_is_given_up():
         go_on.wait(10)
         compiled.append(kind)
 
-    step = StepByKind(compile_kind, kinds, lambda step: kinds[0], first=0)
+    steps = StepsByKind(compile_kind, kinds)
     started.wait(10)
-    step.close()
+    steps.close()
     go_on.set()
-    step._steps[kinds[0]].result()
+    assert steps[kinds[0]] is None
     assert compiled == kinds[:1]
 
 

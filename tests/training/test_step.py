@@ -15,7 +15,7 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.nn.platform import compiling_for
 from pcls.training.losses import class_weights, training_loss
 from pcls.training.state import state_of
-from pcls.training.step import make_train_step, moved
+from pcls.training.step import make_gradients, make_losses, make_train_step, moved
 
 PREPROCESSING = Preprocessing(2, 2, 1, (0.0,), (1.0,))
 CLASSES, BATCH, LR, DECAY, MOMENTUM = 3, 8, 0.5, 0.4, 0.75
@@ -58,6 +58,11 @@ def loss_of(recipe, class_counts=BALANCED, **options):
     return training_loss(recipe.train, recipe.imbalance, class_counts, **options)
 
 
+def linear_step(optimizer, recipe, loss):
+    losses = make_losses(Linear(), recipe, PREPROCESSING, loss_of=loss)
+    return jax.jit(make_train_step(make_gradients(losses, recipe), optimizer, recipe))
+
+
 @pytest.fixture(scope="module")
 def step_with(optimizer):
     """A function from overrides to the compiled step of the linear classifier."""
@@ -65,7 +70,7 @@ def step_with(optimizer):
     def make(**overrides):
         settings = {"train.ema_decay": DECAY, "batch_norm.momentum": MOMENTUM}
         recipe = with_overrides(Recipe(), settings | overrides)
-        return jax.jit(make_train_step(Linear(), optimizer, recipe, PREPROCESSING, loss_of=loss_of(recipe)))
+        return linear_step(optimizer, recipe, loss_of(recipe))
 
     return make
 
@@ -192,7 +197,7 @@ def test_each_label_of_a_mixed_image_weighs_as_its_class(optimizer, state):
     params = jax.tree.map(np.float64, state.params)
     loss, _, grads = numpy_gradients(params, batch._replace(image=images), errors)
     weighted = loss_of(recipe, counts, class_names=("a", "b", "c"))
-    step = jax.jit(make_train_step(Linear(), optimizer, recipe, PREPROCESSING, loss_of=weighted))
+    step = linear_step(optimizer, recipe, weighted)
     after, metrics = step(state, batch)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     assert_same(after.params, descended(state.params, grads))
@@ -312,14 +317,7 @@ def one_step(program, batch_at, host_copy):
 
     def take(platform="cpu", **overrides):
         some = program(1, **{"batch_norm.over": "groups", "batch_norm.group_size": 4, "model.dropout": 0.5} | overrides)
-        step = make_train_step(
-            some.model,
-            some.optimizer,
-            some.recipe,
-            some.preprocessing,
-            loss_of=some.loss_of,
-            training=some.training,
-        )
+        step = make_train_step(some.gradients_of(0), some.optimizer, some.recipe)
         with compiling_for(platform):
             return host_copy(jax.jit(step)(some.initial_state(), batch_at(0)))
 
@@ -360,7 +358,7 @@ def test_class_weights_hold_from_the_step_that_is_named(optimizer, state):
     settings = {"train.ema_decay": DECAY, "imbalance.class_weights": "inverse"}
     counts, recipe = np.array([90, 9, 1]), with_overrides(Recipe(), settings)
     loss = loss_of(recipe, counts, weighted_from=1)
-    step = jax.jit(make_train_step(Linear(), optimizer, recipe, PREPROCESSING, loss_of=loss))
+    step = linear_step(optimizer, recipe, loss)
     batch = batch_of(0)
     assert step(state, batch)[1]["loss"] == pytest.approx(numpy_gradients(state.params, batch)[0], rel=1e-5)
     mine = class_weights("inverse", counts)[batch.label]
