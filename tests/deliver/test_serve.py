@@ -4,16 +4,21 @@ import io
 import json
 import re
 import resource
+import shlex
+import shutil
 import struct
+import subprocess
 import threading
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import pcls
+from pcls.cli import main
 from pcls.deliver.serving import limits
 
 TOKEN = "a-token-of-tests-0123456789"
@@ -82,6 +87,7 @@ PNG, JPEG, WEBP = (encoded(PICTURE, kind) for kind in ("PNG", "JPEG", "WEBP"))
 HTML = b"<!DOCTYPE html><html><script>alert(1)</script></html>"
 BROKEN_CRC = PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:]
 TEXT_BOMB = png_of(8, 8, bytes(72), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(70_000_000), 9)))
+HUGE_HEADER = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
 SIZE = JPEG.index(b"\xff\xc0\x00\x11\x08") + 5
 HUGE_JPEG = JPEG[:SIZE] + b"\xff" * 4 + JPEG[SIZE + 4 :]
 
@@ -118,6 +124,7 @@ BAD = {
     "a bomb in a PNG's text": (posted(TEXT_BOMB), limits.DAMAGED),
     "a bomb of 3.6 billion pixels": (posted(png_of(60_000, 60_000, b"")), limits.LARGE_PICTURE),
     "a bomb that has its pixels": (posted(png_of(8_000, 8_000, bytes(8_001 * 8_000))), limits.LARGE_PICTURE),
+    "a bomb in a second header": (posted(png_of(8, 8, bytes(72), chunk(b"IHDR", HUGE_HEADER))), limits.LARGE_PICTURE),
     "a JPEG of 65,535 x 65,535": (posted(HUGE_JPEG, "image/jpeg"), limits.LARGE_PICTURE),
     "a length of 100 MB": (posted(b"", length=100_000_000), limits.LARGE_BODY),
     "a body of 100 MB": (posted(bytes(100_000_000)), limits.LARGE_BODY),
@@ -370,6 +377,60 @@ def test_the_model_tells_its_facts(server):
     assert facts["model"] == "cnn28"
     assert facts["classes"] == [str(digit) for digit in range(10)]
     assert "/" not in json.dumps(facts)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
+
+
+def commands(program):
+    """The commands of the page that call a program, as argument lists."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    found = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    return [argv for argv in found if argv[0] == program]
+
+
+def test_the_curl_commands_of_the_page_run_as_they_stand(server, digits, tmp_path):
+    if shutil.which("curl") is None:
+        pytest.skip("no curl on PATH")
+    for name in ("photo.png", "other.png"):
+        (tmp_path / name).write_bytes(digits[7])
+    (tmp_path / "header").write_text(AUTH.strip())
+    found = commands("curl")
+    assert len(found) >= 5
+    for curl, *argv in found:
+        here = [word.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{server.port}") for word in argv]
+        # This server asks for a token, and the page's first one does not.
+        call = [curl, "--silent", "--fail", "-H", "@header", *here]
+        done = subprocess.run(call, cwd=tmp_path, capture_output=True, timeout=30, check=False)
+        assert done.returncode == 0, (argv, done.stdout)
+        if "-o" not in argv:
+            assert json.loads(done.stdout).keys() & {"predictions", "classes"}
+    with Image.open(tmp_path / "why.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_the_servers_of_the_page_start_as_they_stand(monkeypatch):
+    started = []
+    monkeypatch.setattr("pcls.deliver.serve.serve", lambda load, **options: started.append(options))
+    for _, *argv in commands("pcls"):
+        assert main(argv) == 0
+    assert [options["token_file"] for options in started] == ["", "token"]
+
+
+def test_the_limits_of_the_page_are_those_of_the_server():
+    text = PAGE.read_text(encoding="utf-8")
+    usual = limits.Limits()
+    for words in (
+        f"--max-body {usual.body // 10**6}MB",
+        f"--max-batch {usual.batch}",
+        f"--queue {usual.queue}",
+        f"--timeout {usual.seconds:g}",
+        f"{limits.MAX_PIXELS // 10**6} million",
+        f"{limits.HELD_BODIES} times",
+        f"{limits.MAX_HEADERS}, and {limits.MAX_HEAD_BYTES // 1024} KiB",
+        f"{limits.MAX_CONNECTIONS:,}",
+    ):
+        assert words in text
 
 
 # The last one: it ends the server.

@@ -51,7 +51,7 @@ class Batcher:
         self._arrived.set()
         if len(self._waiting) >= self._limits.batch:
             self._enough.set()
-        return await asyncio.gather(*futures)
+        return [await future for future in futures] if len(futures) == 1 else await asyncio.gather(*futures)
 
     async def run(self) -> None:
         """Serves until it is cancelled."""

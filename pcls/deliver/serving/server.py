@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import resource
@@ -95,6 +96,9 @@ class _Server(uvicorn.Server):
         self._running.add_done_callback(self._ended)
 
     def _tell_ready(self) -> None:
+        # What lives as long as the process is not looked at again: a pass over all of jax takes longer than an answer.
+        gc.collect()
+        gc.freeze()
         self._say(f"{self._url}: ready, for batches of {', '.join(map(str, self._service.limits.sizes))}")
 
     def _ended(self, task: asyncio.Task[None]) -> None:

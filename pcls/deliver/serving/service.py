@@ -18,9 +18,12 @@ from pcls.data.decode import DecodeError
 from pcls.deliver.classifier import Classifier
 from pcls.deliver.explanations import Explainer
 from pcls.deliver.serving.batching import Batcher
-from pcls.deliver.serving.body import check_picture
+from pcls.deliver.serving.body import check_picture, png_size
 from pcls.deliver.serving.limits import DAMAGED, STARTING, Limits, Refused, Room
 from pcls.deliver.serving.metrics import Metrics
+
+# What is decoded in less time than it takes to hand it to another thread and back.
+ICON_BYTES, ICON_PIXELS = 16_384, 16_384
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Service:
         self.room, self.metrics = Room(limits), Metrics(limits)
         self.metrics.waiting.set_function(lambda: self.room.images)
         self.is_ready = self.is_draining = False
+        preprocessing = classifier.preprocessing
+        self._sees_icons = preprocessing.height * preprocessing.width <= ICON_PIXELS
         self._decoders = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode")
         self._device = ThreadPoolExecutor(1, "device")
         self._explainer = Explainer(classifier)
@@ -82,7 +87,7 @@ class Service:
         self.check_ready()
         with self.room.for_images(len(files)):
             start = time.perf_counter()
-            inputs = await asyncio.get_running_loop().run_in_executor(self._decoders, self._read, files)
+            inputs = await self._decoded(files)
             read = time.perf_counter()
             rows = await self._batcher.ask(inputs)
             self.metrics.images.inc(len(files))
@@ -97,7 +102,7 @@ class Service:
         self.check_ready()
         loop = asyncio.get_running_loop()
         with self.room.for_images(1):
-            inputs = await loop.run_in_executor(self._decoders, self._read, [data])
+            inputs = await self._decoded([data])
             if number is None:
                 (row,) = await self._batcher.ask(inputs)
                 number = int(row.argmax())
@@ -108,6 +113,11 @@ class Service:
         """Refused before everything is compiled."""
         if not self.is_ready:
             raise Refused(STARTING)
+
+    async def _decoded(self, files: Sequence[bytes]) -> list[np.ndarray]:
+        if self._sees_icons and sum(map(len, files)) <= ICON_BYTES and all(map(_is_icon, files)):
+            return self._read(files)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, self._read, files)
 
     def _read(self, files: Sequence[bytes]) -> list[np.ndarray]:
         return [self._read_one(data) for data in files]
@@ -147,6 +157,11 @@ class Service:
                 "seconds": self.limits.seconds,
             },
         }
+
+
+def _is_icon(data: bytes) -> bool:
+    size = png_size(data)
+    return size is not None and size[0] * size[1] <= ICON_PIXELS
 
 
 def _png(pixels: np.ndarray) -> bytes:
