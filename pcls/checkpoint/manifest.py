@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -128,13 +129,14 @@ def read_manifest(folder: Path) -> Manifest:
         )
     except FileNotFoundError as error:
         raise Damaged("it has no manifest: its save was cut off") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    # int(inf) is an OverflowError.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise Damaged(f"{NAME} cannot be read ({error})") from error
     for name, file in manifest.files.items():
         # Whoever copies a step by its manifest must not be led elsewhere.
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise Damaged(f"{NAME} names {name!r}, which lies outside the step")
-        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        found = _size(folder / name)
         if found != file.bytes:
             raise Damaged(f"{name} is missing" if found is None else f"{name} has {found:,} of {file.bytes:,} bytes")
     return manifest
@@ -179,6 +181,15 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError("it is no JSON object")
     return values
+
+
+def _size(path: Path) -> int | None:
+    """Of a file; None where there is none, also where its name is none that a file can have."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _digest_or_reason(path: Path) -> str:

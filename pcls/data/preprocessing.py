@@ -8,6 +8,8 @@ from typing import Any
 # Channels of image files; arrays may hold others.
 GREY, RGB = 1, 3
 MAX_CHANNELS = 512
+# Of a picture's side, or of a sequence: far above any.
+MAX_SIZE = 1 << 24
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -63,7 +65,7 @@ class TrainingSize:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainingSize:
         """Reads plain values back; TypeError or ValueError where they are not those."""
-        return cls(int(values["height"]), int(values["width"]), float(values["crop_pct"]))
+        return cls(_size(values["height"]), _size(values["width"]), float(values["crop_pct"]))
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,9 @@ class Preprocessing:
         # Weights that were saved before there were sequences, or sizes of training, lack the keys.
         sequence, train = values.get("sequence"), values.get("train")
         return cls(
-            height=int(values["height"]),
-            width=int(values["width"]),
-            channels=int(values["channels"]),
+            height=_size(values["height"]),
+            width=_size(values["width"]),
+            channels=_size(values["channels"]),
             mean=tuple(map(float, values["mean"])),
             std=tuple(map(float, values["std"])),
             crop_pct=float(values["crop_pct"]),
@@ -143,6 +145,13 @@ class Preprocessing:
             sequence=None if sequence is None else SequenceFeatures.from_json(sequence),
             train=None if train is None else TrainingSize.from_json(train),
         )
+
+
+def _size(value: Any) -> int:
+    """ValueError for what no picture or sequence has."""
+    if not 1 <= value <= MAX_SIZE:
+        raise ValueError(f"a size of {value!r}; 1 to {MAX_SIZE:,} are possible")
+    return int(value)
 
 
 def _one_of(allowed: tuple[str, ...], value: Any) -> str:

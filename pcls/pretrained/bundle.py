@@ -33,6 +33,7 @@ from pcls.pretrained.history import Training
 # none of its business: it leaves them out.
 FORMAT = 1
 WEIGHTS, FACTS, CARD = "model.safetensors", "model.json", "README.md"
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,9 @@ def load_bundle(folder: Path) -> Bundle:
             raise UserError(f"{folder / FACTS}: differs from its own digest; copy the bundle again")
         bundle = Bundle(
             model=str(facts["model"]),
-            class_names=tuple(map(str, facts["class_names"])),
+            class_names=_class_names(facts["class_names"]),
             preprocessing=Preprocessing.from_json(facts["preprocessing"]),
-            precision=str(facts["precision"]),
+            precision=_precision(facts["precision"]),
             params={},
             stats={},
             metrics={str(key): _number(value) for key, value in facts["metrics"].items()},
@@ -206,11 +207,24 @@ def load_bundle(folder: Path) -> Bundle:
         if "quantization" in facts:
             bundle = replace(bundle, quantization=quantized.from_json(facts["quantization"]))
         digest = facts["weights_sha256"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    # int(inf) is an OverflowError.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{folder / FACTS}: is damaged ({error!r})") from error
     if not (folder / WEIGHTS).is_file() or _sha256(folder / WEIGHTS) != digest:
         raise UserError(f"{folder / WEIGHTS}: is missing or differs from the digest in {FACTS}; copy the bundle again")
     return _with_arrays(bundle, folder / WEIGHTS)
+
+
+def _class_names(names: Sequence[Any]) -> tuple[str, ...]:
+    if not names or isinstance(names, str):
+        raise ValueError("no class names")
+    return tuple(map(str, names))
+
+
+def _precision(name: Any) -> str:
+    if name not in PRECISIONS:
+        raise ValueError(f"precision {name!r}; one of {', '.join(PRECISIONS)} is needed")
+    return str(name)
 
 
 def _number(value: Any) -> float:

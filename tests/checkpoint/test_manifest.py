@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 
 import ml_dtypes
@@ -103,6 +104,12 @@ def signed(values):
         ({"leaves": {"step": [[], "int32"]}}, "cannot be read"),
         ({"files": {"a": {}}}, "cannot be read"),
         ({"about": 3}, "cannot be read"),
+        ({"step": math.inf}, "cannot be read"),
+        ({"leaves": {"step": {"shape": [math.inf], "dtype": "int32", "sha256": ""}}}, "cannot be read"),
+        ({"files": {"a" * 300: {"bytes": 1, "sha256": ""}}}, "is missing"),
+        ({"files": {"a\0b": {"bytes": 1, "sha256": ""}}}, "is missing"),
+        ({"files": {"\ud800": {"bytes": 1, "sha256": ""}}}, "is missing"),
+        ({"files": {"state": {"bytes": 1, "sha256": ""}}}, "is missing"),
         ({"files": {"../a": {"bytes": 1, "sha256": ""}}}, "names '../a', which lies outside the step"),
         ({"files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}}, "names '/etc/passwd', which lies outside the step"),
     ],

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import shutil
 import struct
 from dataclasses import replace
@@ -245,9 +246,26 @@ def test_a_history_that_cannot_be_is_damage(bundle, tmp_path, change):
     assert "model.json: is damaged" in refusal(tmp_path / "bundle")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', "\ud800"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', "\ud800", "[" * 100_000])
 def test_facts_that_are_none_are_damaged(folder, text):
     (folder / FACTS).write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert "is damaged" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("precision", "float16"),
+        ("precision", {"": {}}),
+        ("class_names", []),
+        ("class_names", "abc"),
+        *(("height", size) for size in (0, -1, math.inf, math.nan, 1e300, "10", None)),
+    ],
+)
+def test_facts_that_no_model_has_are_damage_though_their_digest_holds(folder, key, value):
+    facts = json.loads((folder / FACTS).read_text())
+    preprocessing = {"preprocessing": facts["preprocessing"] | {key: value}}
+    sign(folder, **(preprocessing if key == "height" else {key: value}))
     assert "is damaged" in refusal(folder)
 
 

@@ -1,0 +1,58 @@
+"""Files that others made, changed in every way: each is read, or refused by a typed error, in bounded time and memory.
+
+`fuzzed.py` feeds them, in a process of its own. By hypothesis: what a format is made of is changed, and digests made to
+agree. By atheris, where it is installed: bytes are changed, guided by which lines of pcls they reach.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.faults
+
+INPUTS = {
+    "hypothesis": {
+        "recipe": 15_000,
+        "checkpoint manifest": 20_000,
+        "safetensors": 15_000,
+        "idx": 15_000,
+        "idx, gzipped": 5_000,
+        "wav": 15_000,
+        "model.json": 5_000,
+    },
+    "atheris": {
+        "recipe": 5_000,
+        "checkpoint manifest": 10_000,
+        "safetensors": 10_000,
+        "idx": 10_000,
+        "idx, gzipped": 5_000,
+        "wav": 10_000,
+        "model.json": 5_000,
+    },
+}
+MAX_MEBIBYTES = 512
+
+
+@pytest.mark.parametrize(("how", "name"), [(how, name) for how, names in INPUTS.items() for name in names])
+def test_a_changed_file_is_read_or_refused_by_a_typed_error(how, name, tmp_path, counted):
+    if how == "atheris" and importlib.util.find_spec("atheris") is None:
+        pytest.skip("atheris is not installed")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("memory is capped by what Linux tells of it")
+    inputs = INPUTS[how][name]
+    program = [sys.executable, str(Path(__file__).with_name("fuzzed.py")), how, name, str(inputs), str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True)
+    input_file = tmp_path / "input"
+    assert done.returncode == 0, (done.returncode, input_file.read_bytes()[:500], done.stderr[-3000:])
+    found = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"counts"'))
+    assert sum(found["counts"].values()) >= inputs
+    assert found["counts"].keys() >= {"read"}
+    assert found["mebibytes"] < MAX_MEBIBYTES
+    counts = counted("changed files fed to what reads them: each read, or refused by a typed error")
+    counts[f"{name}, by {how}"] += sum(found["counts"].values())
+    counts["  of them read"] += found["counts"]["read"]
+    counts["all"] = counts["all"] + sum(found["counts"].values())
