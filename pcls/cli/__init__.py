@@ -75,12 +75,15 @@ def options(
     processes: Annotated[int, typer.Option(help="With --coordinator host:port: how many processes.", min=1)] = 1,
     process: Annotated[int, typer.Option(help="With --coordinator host:port: which one this is.", min=0)] = 0,
     join_timeout: Annotated[int, typer.Option(help="Seconds to wait for the other processes.", min=1)] = 300,
+    heartbeat: Annotated[
+        int, typer.Option(help="Seconds without a sign of life after which the other processes are given up.", min=10)
+    ] = 100,
 ) -> None:
     """Pretrain, fine-tune, evaluate and deliver image classifiers with JAX."""
     if coordinator:
         from pcls.parallel.processes import join
 
-        join(coordinator, processes, process, timeout=join_timeout)
+        join(coordinator, processes, process, timeout=join_timeout, heartbeat=heartbeat)
 
 
 def main(argv: list[str] | None = None) -> int:

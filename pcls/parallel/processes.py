@@ -33,13 +33,14 @@ def _noted(name: str) -> None:
     _COLLECTIVES.append((time.time(), name))
 
 
-def join(coordinator: str, processes: int, index: int, *, timeout: int) -> None:
+def join(coordinator: str, processes: int, index: int, *, timeout: int, heartbeat: int = 100) -> None:
     """Joins this process to the others; call it before anything touches a device.
 
     Args:
       coordinator: host:port of process 0, or `auto` on a cluster that jax detects (TPU VM, Slurm, Open MPI, GKE).
       processes, index: how many there are and which this is; with `auto` they are detected.
       timeout: seconds to wait for the others.
+      heartbeat: seconds without a sign of life after which a process is given up, and with it all others end.
 
     Raises:
       UserError: no cluster was detected, or the address is of no use. Where they do not meet in time the process ends
@@ -61,7 +62,9 @@ def join(coordinator: str, processes: int, index: int, *, timeout: int) -> None:
     watchdog.daemon = True
     watchdog.start()
     try:
-        jax.distributed.initialize(address, count, own, initialization_timeout=timeout + 60)
+        jax.distributed.initialize(
+            address, count, own, initialization_timeout=timeout + 60, heartbeat_timeout_seconds=heartbeat
+        )
     except (RuntimeError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"cannot join the other processes at {coordinator}: {first_line}") from error

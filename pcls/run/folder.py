@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,9 +106,12 @@ class RunFolder:
         lock = self.path / "lock"
         holder = take(lock)
         if holder is not None:
+            here = (
+                "" if holder["host"] == socket.gethostname() else ", and whether it still runs cannot be seen from here"
+            )
             raise UserError(
-                f"{self.path}: process {holder['pid']} on {holder['host']} is writing this run; stop it first, "
-                f"or delete {lock} if you know that it is gone"
+                f"{self.path}: process {holder['pid']} on {holder['host']} is writing this run{_since(lock)}{here}; "
+                f"stop it first, or delete {lock} if you know that it is gone"
             )
         try:
             yield
@@ -175,6 +179,15 @@ def _holder(lock: Path) -> dict[str, Any] | None:
         return {"host": str(holder["host"]), "pid": int(holder["pid"]), "started": str(holder["started"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _since(lock: Path) -> str:
+    """Since when, by this machine's time of day."""
+    try:
+        return f" since {datetime.fromtimestamp(lock.stat().st_mtime):%Y-%m-%d %H:%M}"
+    except OSError:
+        # Given back in this moment.
+        return ""
 
 
 def _age(lock: Path) -> float:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from datetime import datetime
 
 import pytest
 
@@ -78,11 +79,20 @@ def test_the_lock_of_a_process_whose_number_was_given_away_is_taken_over(folder)
         pass
 
 
-def test_the_lock_of_another_host_is_refused_and_says_which_file_to_delete(folder):
-    written_lock(folder, host="node17", pid=2**22 + 1)
-    with pytest.raises(UserError, match=r"on node17 is writing this run; stop it first, or delete .*/run/lock"):
-        with folder.locked():
-            pass
+def test_the_lock_of_another_host_is_refused_with_its_age_and_which_file_to_delete(folder):
+    written_lock(folder, host="node17", pid=4711)
+    lock = folder.path / "lock"
+    begun = datetime(2026, 11, 30, 13, 2, 59)
+    os.utime(lock, (begun.timestamp(), begun.timestamp()))
+    with pytest.raises(UserError) as caught, folder.locked():
+        pass
+    assert str(caught.value) == (
+        f"{folder.path}: process 4711 on node17 is writing this run since 2026-11-30 13:02, and whether it still runs "
+        f"cannot be seen from here; stop it first, or delete {lock} if you know that it is gone"
+    )
+    lock.unlink()
+    with folder.locked():
+        pass
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "here"}', '{"host": "a", "pid": "x", "started": ""}'])
