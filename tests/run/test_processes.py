@@ -16,6 +16,7 @@ from pcls.checkpoint.manifest import NAME
 from pcls.observe.sinks import read_metrics
 from pcls.run.evaluate import read_evaluation
 from pcls.run.folder import RunFolder
+from pcls.run.rollback import rollbacks_of
 
 SETTINGS = {
     "data.image_size": 10,
@@ -194,40 +195,74 @@ def wait_for(path, processes):
         time.sleep(0.01)
 
 
-SLOW = """
+# What a process does otherwise before it starts as usual; its first argument is its number.
+CHANGED = """
 import sys, time
 from pcls.cli import main
-from pcls.run import session
-
-place, index = session.placed, sys.argv.pop(1)
-
-def slow(setup, batch):
-    time.sleep(0.2 * (index == "1"))
-    return place(setup, batch)
-
-session.placed = slow
+index = sys.argv.pop(1)
+{change}
 sys.exit(main(sys.argv[1:]))
+"""
+SLOW = """
+from pcls.run import session
+place = session.placed
+session.placed = lambda setup, batch: (time.sleep(0.2 * (index == "1")), place(setup, batch))[1]
+"""
+# The losses of steps 6 to 8 are not numbers.
+LOST = """
+import jax.numpy as jnp
+from pcls.training import program
+make = program.training_loss
+def training_loss(*arguments, **options):
+    loss_of = make(*arguments, **options)
+    return lambda logits, label, step: loss_of(logits, label, step) * jnp.where((step > 4) & (step < 8), jnp.nan, 1.0)
+program.training_loss = training_loss
 """
 
 
-def test_the_process_that_holds_up_the_others_is_named(tmp_path):
-    settings = SETTINGS | {"train.duration": "20 steps", "run.dir": str(tmp_path / "run")}
-    meeting = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process"]
+def changed_run(change, path, processes, **settings):
+    """A run of processes that share two devices; returns what each wrote to standard error."""
+    settings = SETTINGS | settings | {"run.dir": str(path)}
     arguments = ["train", "digits_rnn", *(f"{key}={value}" for key, value in settings.items())]
-    processes = [
+    meeting = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(processes), "--process"]
+    program = CHANGED.format(change=change)
+    started = [
         subprocess.Popen(
-            [sys.executable, "-c", SLOW, str(index), *meeting, str(index), *arguments],
-            env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+            [sys.executable, "-c", program, str(index), *([*meeting, str(index)] if processes > 1 else []), *arguments],
+            env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={2 // processes}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(2)
+        for index in range(processes)
     ]
-    codes, told = ended(processes)
-    assert codes == [0, 0], told
-    rows = [row for row in read_metrics(tmp_path / "run") if row["kind"] == "train"]
+    codes, told = ended(started)
+    assert codes == [0] * processes, told
+    return told
+
+
+def test_the_process_that_holds_up_the_others_is_named(tmp_path):
+    path = tmp_path / "run"
+    told = changed_run(SLOW, path, 2, **{"train.duration": "20 steps"})
+    rows = [row for row in read_metrics(path) if row["kind"] == "train"]
     assert {row["slowest_process"] for row in rows} == {1}
     assert min(row["slowest_host_seconds"] for row in rows) > 0.2 > rows[-1]["host_seconds"]
     (line,) = [line for line in told[0].splitlines() if line.startswith("process ")]
     assert line.startswith(f"process 1 on {socket.gethostname()} takes 0.") and "look at its data" in line
+
+
+def test_two_processes_go_back_together_as_one_does(tmp_path, final_state):
+    settings = {
+        "train.duration": "12 steps",
+        "checkpoint.every": "2 steps",
+        "guard.not_finite": 2,
+        "guard.verify": "4 steps",
+    }
+    for processes in (1, 2):
+        told = changed_run(LOST, tmp_path / str(processes), processes, **settings)
+        assert "back to the weights of step 4, on with the data of step 8" in told[0]
+    one, two = (rollbacks_of(RunFolder(tmp_path / str(processes))) for processes in (1, 2))
+    assert one == two and len(one) == 1
+    expected = final_state(tmp_path / "1")
+    for name, leaf in final_state(tmp_path / "2").items():
+        np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
