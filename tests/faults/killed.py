@@ -8,7 +8,7 @@ from pcls.cli import main
 from pcls.run import session
 
 log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-place, train = session.place, session.Session.train
+place, train = session.Session.place, session.Session.train
 
 
 def tell(value):
@@ -16,10 +16,10 @@ def tell(value):
     os.write(log, (json.dumps(value) + "\n").encode())
 
 
-def placed(batch, *rest):
+def placed(self, batch):
     for records in batch.record.reshape(-1, batch.record.shape[-1]):
         tell(records.tolist())
-    return place(batch, *rest)
+    return place(self, batch)
 
 
 def trained(self, state, first):
@@ -27,5 +27,5 @@ def trained(self, state, first):
     return train(self, state, first)
 
 
-session.place, session.Session.train = placed, trained
+session.Session.place, session.Session.train = placed, trained
 sys.exit(main(sys.argv[2:]))

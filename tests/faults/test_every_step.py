@@ -30,15 +30,15 @@ STOPS = {"CNN with BatchNorm": (1, 13, 20, 39)}
 @pytest.fixture
 def fed(monkeypatch):
     """The records of every training batch from here on, in order."""
-    from pcls.run import session
+    from pcls.run.session import Session
 
-    records, place = [], session.place
+    records, place = [], Session.place
 
-    def noting(batch, *rest):
+    def noting(self, batch):
         records.extend(batch.record.reshape(-1, batch.record.shape[-1]).tolist())
-        return place(batch, *rest)
+        return place(self, batch)
 
-    monkeypatch.setattr(session, "place", noting)
+    monkeypatch.setattr(Session, "place", noting)
     return records
 
 
@@ -63,7 +63,7 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(name, tmp_path, fed,
     assert leaves(stopped) == expected
     counts = counted("stopped at each step of a run of 40, resumed, and equal in every leaf and in the records fed")
     # What each resumed run leaves out of its report; all are the same.
-    monkeypatch.setattr("pcls.run.session.stop_requests", lambda say: nullcontext(lambda step: False))
+    monkeypatch.setattr("pcls.run.session.stop_requests", lambda *given: nullcontext(lambda step: False))
     for step in STOPS.get(name, range(1, STEPS)):
         path = tmp_path / str(step)
         shutil.copytree(stopped, path, ignore=shutil.ignore_patterns("checkpoints", "bundle"))
