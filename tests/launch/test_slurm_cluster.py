@@ -1,10 +1,11 @@
-"""The batch script on a real Slurm of one node, with a stand-in for pcls."""
+"""The batch script on a real Slurm of one node, with stand-ins for pcls and with pcls itself: `make test-slurm`."""
 
 import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from pcls.checkpoint.manifest import NAME
 from pcls.cli import main
 from pcls.launch.supervisor import free_port
+from pcls.run.folder import RunFolder
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 pytestmark = [
@@ -103,8 +106,8 @@ def job(number: str) -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(\S+)", said("scontrol", "show", "job", number)))
 
 
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 40
+def wait_for(condition, seconds: float = 40) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, said("squeue")
         time.sleep(0.2)
@@ -137,3 +140,32 @@ def test_a_cancelled_run_saves_and_is_not_started_again(submitted, tmp_path):
     wait_for(lambda: job(number)["JobState"] == "CANCELLED")
     time.sleep(1)
     assert job(number)["Restarts"] == "0"
+
+
+def test_two_tasks_train_as_one_run_and_a_requeued_job_goes_on_from_its_checkpoint(submitted, tmp_path):
+    path, log = tmp_path / "run", tmp_path / "log"
+    settings = {
+        "run.dir": path,
+        "data.image_size": 10,
+        "train.batch_size": 32,
+        "train.duration": "3000 steps",
+        "evaluate.every": "3000 steps",
+        "checkpoint.every": "100 steps",
+    }
+    number = submitted(
+        "export XLA_FLAGS=--xla_force_host_platform_device_count=1\n"
+        f'exec {sys.executable} -m pcls "$@" 2>> {log}-$SLURM_PROCID\n',
+        *("--grace", "60", *(f"{key}={value}" for key, value in settings.items())),
+    )
+    wait_for(lambda: (path / "checkpoints" / "100" / NAME).exists(), 300)
+    said("scontrol", "requeue", number)
+    wait_for(lambda: job(number)["Restarts"] == "1" and job(number)["JobState"] == "PENDING", 120)
+    assert RunFolder(path).status()["step"] < 3000
+    said("scontrol", "update", f"jobid={number}", "StartTime=now")
+    wait_for(lambda: job(number)["JobState"] == "COMPLETED", 600)
+    told = Path(f"{log}-0").read_text()
+    # Found by jax in what Slurm says: nobody named the other, or its address.
+    starts = re.findall(r"; 2 x cpu; (for|from step ([\d,]+) to) 3,000 steps", told)
+    assert [start.split()[0] for start, _ in starts] == ["for", "from"]
+    assert int(starts[1][1].replace(",", "")) >= 100
+    assert RunFolder(path).status() == {"status": "finished", "step": 3000, "steps": 3000}
