@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pcls.config import Recipe
     from pcls.config.load import Overrides
     from pcls.deliver.classifier import Classifier
+    from pcls.deliver.export import Exported
     from pcls.evaluation.label_sets import LabelEvaluation
     from pcls.evaluation.metrics import Evaluation
     from pcls.evaluation.paired import Comparison
@@ -50,6 +51,7 @@ __all__ = [
     "compress",
     "demo",
     "evaluate",
+    "export",
     "find_rate",
     "finetune",
     "load",
@@ -468,6 +470,48 @@ def load(source: str | Path | Run) -> Classifier:
     from pcls.transfer.start import open_bundle
 
     return Classifier(open_bundle(path))
+
+
+def export(
+    source: str | Path | Run,
+    *,
+    to: str,
+    out: str | Path = "",
+    with_preprocessing: bool = False,
+    platforms: Sequence[str] = (),
+    images: str | Path = "",
+) -> Exported:
+    """Writes a classifier as a file that other programs run, and compares its logits with those of pcls.
+
+    Args:
+      source: a run, its folder, a bundle's folder, or public weights by name.
+      to: `stablehlo`, `onnx`, or `safetensors` (weights by timm's names).
+      out: a new file; empty: the source's name with the format's ending, in the working folder.
+      with_preprocessing: the program takes uint8 images at the model's size and normalises them itself.
+      platforms: of StableHLO, some of `cpu`, `cuda`, `rocm` and `tpu`; empty: all but rocm.
+      images: a folder of files to compare on; empty: held-out records of the run, else random ones.
+
+    Raises:
+      UserError: no such format or platform, the file is there already or cannot be written, a package is missing, or
+        the logits differ; nothing is left then.
+    """
+    from pcls.deliver.export import SUFFIXES, check_request, export_bundle
+    from pcls.deliver.export_parity import sample_of
+    from pcls.transfer.start import open_bundle
+
+    path = _path(source)
+    target = Path(out) if out else Path(f"{path.name}{SUFFIXES.get(to, '')}")
+    # Before weights are read, or fetched.
+    check_request(to, target, with_preprocessing=with_preprocessing, platforms=platforms)
+    bundle = open_bundle(path)
+    return export_bundle(
+        bundle,
+        to,
+        target,
+        lambda: sample_of(path, str(images), bundle.preprocessing),
+        with_preprocessing=with_preprocessing,
+        platforms=platforms,
+    )
 
 
 def serve(

@@ -24,6 +24,7 @@ REPORT = ROOT / "docs" / "report.md"
 MULTILABEL = ROOT / "docs" / "multilabel.md"
 FINETUNING = ROOT / "docs" / "finetuning.md"
 PREDICT = ROOT / "docs" / "predict.md"
+EXPORT = ROOT / "docs" / "export.md"
 # Run by continuous integration itself, beside this suite.
 RUN_ELSEWHERE = {"make demo", "make test"}
 
@@ -90,6 +91,7 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         (MULTILABEL, 4),
         (FINETUNING, 4),
         (PREDICT, 4),
+        (EXPORT, 3),
     ],
     ids=lambda value: value.stem if isinstance(value, Path) else "",
 )
@@ -114,6 +116,10 @@ def test_every_command_runs_as_it_stands(folder: Path, page: Path, count: int) -
         (block,) = blocks(page, "python")
         done = run([sys.executable, "-c", block], folder)
         assert [line.split()[0] for line in done.stdout.splitlines()] == ["photos/flower/1.jpg", "photos/temple/1.jpg"]
+    if page == EXPORT:
+        for block in blocks(page, "python"):
+            done = run([sys.executable, "-c", block], folder)
+            assert done.returncode == 0, done.stderr
     made = {README: "runs/photos/report.html", DATA: "photos-records/dataset.json", PREDICT: "answers.parquet"}
     assert page not in made or (folder / made[page]).is_file()
 

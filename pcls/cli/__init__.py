@@ -19,6 +19,7 @@ from pcls.cli.config import app as config_app
 from pcls.cli.data import app as data_app
 from pcls.cli.demo import demo
 from pcls.cli.evaluate import evaluate
+from pcls.cli.export import export
 from pcls.cli.finetune import finetune
 from pcls.cli.launch import app as launch_app
 from pcls.cli.lr import lr
@@ -54,6 +55,7 @@ app.command("compare")(compare)
 app.command("replay")(replay)
 app.command("compress")(compress)
 app.command("predict")(predict)
+app.command("export")(export)
 app.command("serve")(serve)
 app.command("report")(report)
 app.command("plan")(plan)

@@ -23,6 +23,7 @@ VERBS = [
     ["compare"],
     ["predict"],
     ["serve"],
+    ["export"],
     ["report"],
     ["plan"],
     ["bench"],
