@@ -136,7 +136,7 @@ def test_a_pasted_image_is_classified(page, digits, second):
 def test_the_page_is_used_by_keyboard_alone(page, digits, second):
     page.locator("#file").focus()
     choosers = []
-    page.on("filechooser", choosers.append)
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
     # Headless Chromium now and then opens none, for a bare control on an empty page as well.
     for _ in range(10):
         page.keyboard.press("Space")
