@@ -50,10 +50,16 @@ def convolve(x: Array, kernel: Array, *, stride: int, pads: Pads | Literal["SAME
     Returns:
       [batch, height out, width out, outputs] in x's type.
     """
-    if pads == "SAME":
-        rows, columns = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
-        pads = (rows[0], rows[1]), (columns[0], columns[1])
+    pads = pads_of(x.shape, kernel.shape, stride, pads)
     return FORMS[chosen_form(x.shape, kernel.shape, stride, pads, groups)](x, kernel, stride, pads, groups)
+
+
+def pads_of(shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: int, pads: Pads | Literal["SAME"]) -> Pads:
+    """The zeros around an image, of `SAME` too; by the shapes of x and of the kernel."""
+    if pads != "SAME":
+        return pads
+    rows, columns = lax.padtype_to_pads(shape[1:3], kernel_shape[:2], (stride, stride), "SAME")
+    return (rows[0], rows[1]), (columns[0], columns[1])
 
 
 def chosen_form(shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: int, pads: Pads, groups: int) -> Form:
@@ -134,8 +140,12 @@ def _pointwise(x: Array, kernel: Array, stride: int, pads: Pads, groups: int) ->
 
 def _patches(x: Array, kernel: Array, stride: int, pads: Pads, groups: int) -> Array:
     """One matrix product with the patch of every position."""
-    patches = jnp.concatenate([view for row in _views(x, kernel.shape[0], stride, pads) for view in row], -1)
-    return _product(patches, kernel.reshape(-1, kernel.shape[-1]))
+    return _product(patches_of(x, kernel.shape[0], stride, pads), kernel.reshape(-1, kernel.shape[-1]))
+
+
+def patches_of(x: Array, size: int, stride: int, pads: Pads) -> Array:
+    """What a kernel of so many rows and columns meets at every output position, [..., size * size * inputs]."""
+    return jnp.concatenate([view for row in _views(x, size, stride, pads) for view in row], -1)
 
 
 def _product(x: Array, kernel: Array) -> Array:

@@ -14,7 +14,7 @@ from jax import Array, lax
 
 from pcls.errors import UserError
 from pcls.nn.conv import convolve_valid
-from pcls.nn.convolve import convolve
+from pcls.nn.convolve import Pads, chosen_form, convolve, pads_of, patches_of
 from pcls.nn.platform import target_platform
 
 # What a layer multiplies its inputs by: `(inputs, kernel, ...)`.
@@ -175,13 +175,18 @@ class Integers:
         return product
 
 
-def _convolution(x: Any, kernel: Any, stride: int, pads: Any, groups: int) -> Array:
-    qwix = quantizer()
-    if kernel.shape[:2] == (1, 1) and groups == 1 and pads in ("SAME", ((0, 0), (0, 0))):
-        # XLA's CPU convolution of integers takes 7 times as long as their matrix product.
+def _convolution(x: Any, kernel: Any, stride: int, pads: Pads | Literal["SAME"], groups: int) -> Array:
+    """In the form that is fastest where it is compiled for, as `convolve` chooses it for floats."""
+    qwix, zeros = quantizer(), pads_of(x.shape, kernel.shape, stride, pads)
+    form = chosen_form(x.shape, kernel.shape, stride, zeros, groups)
+    if form == "pointwise":
         return qwix.dot_general(x[:, ::stride, ::stride], kernel[0, 0], (((3,), (0,)), ((), ())))
+    if form == "patches":
+        values = patches_of(x.qvalue, kernel.shape[0], stride, zeros)
+        rows = qwix.QArray(kernel.qvalue.reshape(-1, kernel.shape[-1]), kernel.scale.reshape(1, -1))
+        return qwix.dot_general(qwix.QArray(values, x.scale), rows, (((3,), (0,)), ((), ())))
     return qwix.conv_general_dilated(
-        x, kernel, (stride, stride), pads, dimension_numbers=_LAYOUT, feature_group_count=groups
+        x, kernel, (stride, stride), zeros, dimension_numbers=_LAYOUT, feature_group_count=groups
     )
 
 

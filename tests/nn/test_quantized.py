@@ -71,6 +71,7 @@ PRODUCTS = {
     "same": (convolve, (2, 9, 9, 4), (3, 3, 4, 6), {"stride": 2, "pads": "SAME", "groups": 1}),
     "grouped": (convolve, (2, 9, 9, 4), (3, 3, 2, 6), {"stride": 1, "pads": ((1, 1), (1, 1)), "groups": 2}),
     "pointwise": (convolve, (2, 9, 9, 4), (1, 1, 4, 6), {"stride": 2, "pads": ((0, 0), (0, 0)), "groups": 1}),
+    "few positions": (convolve, (2, 2, 2, 16), (3, 3, 16, 8), {"stride": 1, "pads": ((1, 1), (1, 1)), "groups": 1}),
     "valid": (convolve_valid, (2, 9, 9, 4), (3, 3, 4, 6), {}),
     "dense": (lax.dot_general, (2, 9, 4), (4, 6), {}),
 }
