@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -45,7 +46,26 @@ def serve(
     if host not in LOOPBACK and not token:
         say(f"--host {host}: whoever reaches this address may ask; --token-file FILE asks for a token")
 
-    from pcls.deliver.serving.server import open_listener, serve_classifier
-
     with open_listener(host, port) as listener:
+        from pcls.deliver.serving.server import serve_classifier
+
         serve_classifier(load(), listener, limits, token, say)
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """A socket that is bound, and does not listen yet; UserError where it cannot be."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host {host}: is no address of this machine") from error
+    try:
+        # A port that an ended server has left is free at once.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # uvicorn listens when it is ready to; until then others must not take the port.
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another port, or 0 for any") from error
+    return listener

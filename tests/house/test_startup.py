@@ -39,6 +39,8 @@ def test_importing_pcls_is_light():
         (["models", "info", "resnet18.a1_in1"], 2),
         (["models", "import", "weights.pth"], 2),
         (["models", "import", "resnet18.a1_in1"], 2),
+        (["serve", "runs/none", "--max-batch", "0"], 2),
+        (["serve", "runs/none", "--token-file", "no/such/token"], 2),
         (["launch", "local", "digits_cnn", "--total", "2"], 2),
         (["launch", "jobset-tpu", "digits_cnn", "--topology", "v6e:4x4", "--image", "my/pcls:1", "--dry-run"], 0),
     ],

@@ -36,7 +36,7 @@ def serve_classifier(
 
     Args:
       classifier: of images.
-      listener: from `open_listener`.
+      listener: bound, and not yet listening.
       limits: what is taken on.
       token: that is asked for; empty: none.
       say: hears of the start and of the end.
@@ -116,25 +116,6 @@ class _Server(uvicorn.Server):
         self._running.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await self._running
-
-
-def open_listener(host: str, port: int) -> socket.socket:
-    """A socket that is bound, and does not listen yet; UserError where it cannot be."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"--host {host}: is no address of this machine") from error
-    try:
-        # A port that an ended server has left is free at once.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        # uvicorn listens when it is ready to; until then others must not take the port.
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise UserError(f"--host {host} --port {port}: {error.strerror}; choose another port, or 0 for any") from error
-    return listener
 
 
 def _url(listener: socket.socket) -> str:
