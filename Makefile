@@ -14,7 +14,7 @@ PEERS_STAMP = $(PEERS_VENV)/.pcls-installed
 TPU_STAMP = $(TPU_VENV)/.pcls-installed
 BEAM_STAMP = $(BEAM_VENV)/.pcls-installed
 
-.PHONY: help demo test test-faults test-peers test-slurm test-tpu test-beam lint format types bench plans constraints clean
+.PHONY: help demo test test-faults test-fuzz test-peers test-slurm test-tpu test-beam lint format types bench plans constraints clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -25,8 +25,11 @@ demo: $(STAMP)  ## pretrain, fine-tune on 25 images, compare, report: under 3 mi
 test: lint types  ## lint, types, then all tests but the slow faults, the peers', Slurm's and the TPU compiler's
 	$(VENV)/bin/pytest -m "not peer and not tpu and not slurm" --ignore tests/faults -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
-test-faults: $(STAMP)  ## kills, damaged files, full disks and stops at every step: under 10 minutes, with a table of counts
-	XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/pytest tests/faults $(PYTEST_ARGS)
+test-faults: $(STAMP)  ## kills, damaged files, full disks, other devices, stops at every step; with a table of counts
+	XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/pytest tests/faults --ignore tests/faults/test_fuzz.py $(PYTEST_ARGS)
+
+test-fuzz: $(STAMP)  ## 155,000 changed files fed to what reads them; with a table of counts
+	$(VENV)/bin/pytest tests/faults/test_fuzz.py $(PYTEST_ARGS)
 
 test-peers: $(PEERS_STAMP)  ## tests against torch and keras, in an environment of their own
 	$(PEERS_VENV)/bin/pytest -m peer $(PYTEST_ARGS)
