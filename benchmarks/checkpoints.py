@@ -1,6 +1,8 @@
 """How long a save of 300 MB blocks the training loop, beside how long it takes in all: `make bench`.
 
-`--dry` prints the table and leaves the ledger alone; `--mb N` takes another size.
+And the share of a run's time that saving such a state after every epoch costs, the default: of a simple recurrent
+network on the embedded digits, whose epochs are short. `--dry` prints the tables and leaves the ledger alone; `--mb N`
+takes another size.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import _ledger
 from _worker import median_and_range
 
 ROUNDS = 7
+EPOCHS = 5
 LEAVES = 60
 
 
@@ -64,6 +67,34 @@ def measure(folder: Path, megabytes: int) -> dict[str, list[float]]:
     return {name: seconds[1:] for name, seconds in found.items()}
 
 
+def share_of_run(folder: Path, megabytes: int) -> tuple[float, float, float]:
+    """Seconds of an epoch, seconds of it that the loop was blocked by saving, and megabytes of the state."""
+    import pcls
+    from pcls.checkpoint.manifest import read_manifest
+    from pcls.observe.sinks import read_metrics
+
+    # Parameters and two moments.
+    hidden = int((megabytes * 1_000_000 / 4 / 3) ** 0.5)
+    settings = {
+        "model.name": "rnn",
+        "model.hidden": hidden,
+        "optimizer.name": "adamw",
+        "data.image_size": 8,
+        "train.batch_size": 128,
+        "train.duration": f"{EPOCHS} epochs",
+        "evaluate.every": "1 epochs",
+        "checkpoint.every": "1 epochs",
+        "run.dir": str(folder),
+    }
+    pcls.train("digits_rnn", settings)
+    # A row before each save but the last: what waits for that one is no loop any more.
+    rows = [row for row in read_metrics(folder) if row["kind"] == "goodput"][: EPOCHS - 1]
+    first, last = rows[0], rows[-1]
+    step = max((folder / "checkpoints").iterdir(), key=lambda step: int(step.name))
+    epoch, blocked = ((last[key] - first[key]) / (len(rows) - 1) for key in ("seconds", "lost_to_checkpoint"))
+    return epoch, blocked, read_manifest(step).bytes / 1e6
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dry", action="store_true")
@@ -71,6 +102,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(Path(scratch) / "checkpoints", arguments.mb)
+        epoch, blocked, size = share_of_run(Path(scratch) / "run", arguments.mb)
     shares = [100 * blocked / save for blocked, save in zip(found["blocked"], found["save"], strict=True)]
     if arguments.dry:
         _ledger.LEDGER = Path(os.devnull)
@@ -92,6 +124,14 @@ def main() -> None:
         packages=["jax", "orbax-checkpoint", "tensorstore"],
         note=f"{LEAVES} float32 arrays of random numbers, {ROUNDS} rounds after one to warm up, medians (ranges); "
         "files in the page cache. Gate: blocked < 5 % of one save.",
+    )
+    _ledger.append(
+        f"Saving {size:,.0f} MB after every epoch",
+        ["an epoch", "of it blocked by saving", "share"],
+        [[f"{epoch:.1f} s", f"{1e3 * blocked:,.0f} ms", f"{blocked / epoch:.2%}"]],
+        packages=["jax", "orbax-checkpoint", "tensorstore"],
+        note=f"rnn on the embedded digits, 8 x 8, AdamW, saved at the default interval; mean of the epochs between the "
+        f"first and the last of {EPOCHS}, as the run's own goodput books them. Gate: < 1 % of wall time.",
     )
 
 
