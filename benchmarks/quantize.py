@@ -158,8 +158,8 @@ def main() -> None:
     if rows:
         note = (
             f"{arguments.seeds} seeds, {' '.join(arguments.overrides) or 'the recipes as they are'}; top-1 on the "
-            "10,000 test images, mean and deviation; points below the float32 run that all started from. Gates: int8 0.3, "
-            "trained for int8 0.1."
+            "10,000 test images, mean and deviation; points below the float32 run that all started from. Gates: int8 "
+            "0.3, trained for int8 0.1."
         )
         tables.append(("Quantized on Fashion-MNIST", ["recipe", "top-1 %", "points lost", "worst seed"], rows, note))
     for title, header, rows, note in tables:

@@ -23,6 +23,7 @@ LAUNCHING = ROOT / "docs" / "launching.md"
 REPORT = ROOT / "docs" / "report.md"
 MULTILABEL = ROOT / "docs" / "multilabel.md"
 FINETUNING = ROOT / "docs" / "finetuning.md"
+COMPRESS = ROOT / "docs" / "compress.md"
 PREDICT = ROOT / "docs" / "predict.md"
 EXPORT = ROOT / "docs" / "export.md"
 # Run by continuous integration itself, beside this suite.
@@ -90,6 +91,7 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         (REPORT, 3),
         (MULTILABEL, 4),
         (FINETUNING, 4),
+        (COMPRESS, 4),
         (PREDICT, 4),
         (EXPORT, 3),
     ],
