@@ -304,8 +304,8 @@ def evaluate(
       tta: `none`, `mirror` or `shift`, instead of what the recipe says.
     """
     if data:
+        from pcls.run.bundles import open_bundle
         from pcls.run.other_data import evaluate_on
-        from pcls.transfer.start import open_bundle
 
         return evaluate_on(open_bundle(_path(run)), str(data), labels=str(labels), by=by, tta=tta)
     if labels:
@@ -467,7 +467,7 @@ def load(source: str | Path | Run) -> Classifier:
         return Classifier(load_bundle(path))
 
     # It knows runs and public weights, and so more code than a bundle needs.
-    from pcls.transfer.start import open_bundle
+    from pcls.run.bundles import open_bundle
 
     return Classifier(open_bundle(path))
 
@@ -497,7 +497,7 @@ def export(
     """
     from pcls.deliver.export import SUFFIXES, check_request, export_bundle
     from pcls.deliver.export_parity import sample_of
-    from pcls.transfer.start import open_bundle
+    from pcls.run.bundles import open_bundle
 
     path = _path(source)
     target = Path(out) if out else Path(f"{path.name}{SUFFIXES.get(to, '')}")

@@ -187,7 +187,7 @@ def export_weights(
     Example: pcls models export runs/photos --format timm --out photos-timm
     """
     from pcls.pretrained.exporting import export_timm
-    from pcls.transfer.start import open_bundle
+    from pcls.run.bundles import open_bundle
 
     bundle = open_bundle(source)
     folder = out or Path(f"{_plain_name(source)}-{form.value}")

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pcls.config.data import DataSection
+from pcls.config.distill import DistillSection
 from pcls.config.duration import Duration
 from pcls.config.fields import (
     Fraction,
@@ -370,6 +371,7 @@ class Recipe(Section):
     augment: AugmentSection = AugmentSection()
     model: ModelSection = ModelSection()
     transfer: TransferSection = TransferSection()
+    distill: DistillSection = DistillSection()
     batch_norm: BatchNormSection = BatchNormSection()
     train: TrainSection = TrainSection()
     imbalance: ImbalanceSection = ImbalanceSection()

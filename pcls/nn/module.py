@@ -78,11 +78,28 @@ class ModelDef:
           lengths: [batch] int32, rows of each image that count; a model that takes none sees all rows. None: all count.
           frozen: paths of statistics that training does not take anew, but normalises by.
         """
-        model = self._merged(params, stats, self.predicting if training is None else self.learning)
-        if frozen:
-            _freeze(model, frozen)
-        logits = model(images, training, lengths=lengths) if self.takes_lengths else model(images, training)
-        return logits, _flat(nnx.state(model, nnx.BatchStat))
+        return self._called(self._ready(params, stats, training, frozen), images, training, lengths)
+
+    def apply_tapped(
+        self,
+        params: Arrays,
+        stats: Arrays,
+        images: Array,
+        training: TrainingPass | None = None,
+        lengths: Array | None = None,
+        frozen: Set[str] = frozenset(),
+    ) -> tuple[Array, Array, Arrays]:
+        """As `apply`, and between logits and statistics what entered the head, [batch, features]."""
+        model = self._ready(params, stats, training, frozen)
+        head, entered = model.head, []
+
+        def tapped(inputs: Array, *others: Any) -> Array:
+            entered.append(inputs)
+            return head(inputs, *others)
+
+        model.head = tapped
+        logits, found = self._called(model, images, training, lengths)
+        return logits, entered[0], found
 
     def embed(self, params: Arrays, stats: Arrays, images: Array, lengths: Array | None = None) -> Array:
         """The input of the head in a prediction, [batch, features]; arguments as `apply` has them."""
@@ -107,6 +124,18 @@ class ModelDef:
         """
         model = self._merged(params, stats, self.predicting)
         return model.head(model.pooled(last))
+
+    def _ready(self, params: Arrays, stats: Arrays, training: TrainingPass | None, frozen: Set[str]) -> Any:
+        model = self._merged(params, stats, self.predicting if training is None else self.learning)
+        if frozen:
+            _freeze(model, frozen)
+        return model
+
+    def _called(
+        self, model: Any, images: Array, training: TrainingPass | None, lengths: Array | None
+    ) -> tuple[Array, Arrays]:
+        logits = model(images, training, lengths=lengths) if self.takes_lengths else model(images, training)
+        return logits, _flat(nnx.state(model, nnx.BatchStat))
 
     def _merged(self, params: Arrays, stats: Arrays, arithmetic: Arithmetic | None) -> Any:
         if arithmetic is None:

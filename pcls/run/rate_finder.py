@@ -22,6 +22,7 @@ from pcls.evaluation.charts import Axis, short, value_axis
 from pcls.parallel.processes import place
 from pcls.parallel.tuning import tune_process
 from pcls.run.setup import Setup, prepare
+from pcls.run.teachers import with_teacher
 from pcls.run.weights import Start, start_weights
 from pcls.training.optimizers import make_optimizer
 from pcls.training.rate_finder import RateCurve, curve, ramp, ramp_losses
@@ -57,13 +58,16 @@ def find_rate(
         raise UserError(f"--from {lowest:g} --to {highest:g}: two rates are needed, 0 < from < to")
     tune_process()
     setup = prepare(with_overrides(recipe, _only_batches(recipe)), start.preprocessing if start else None)
-    setup = _with_ramp(setup, lowest, highest, steps)
+    setup = with_teacher(_with_ramp(setup, lowest, highest, steps))
     weights = start_weights(start, setup, None)
     size, sharding = setup.plan.batch_size, setup.batch_sharding
     workers = Workers(0 if setup.dataset.in_memory else recipe.data.workers or usable_cores())
     with setup.batches(range(steps + 1), workers) as batches:
         on_devices = partial(place, sharding=sharding, batch_size=size)
-        losses = ramp_losses(setup.train_step(), setup.initial_state(weights), batches, on_devices)
+        train = setup.train_step()
+        losses = ramp_losses(
+            lambda state, batch: train(state, batch, *setup.given), setup.initial_state(weights), batches, on_devices
+        )
     found = curve(np.geomspace(lowest, highest, steps), losses)
     if not len(found.rates):
         raise UserError(f"--from {lowest:g}: the loss is not finite at the first rates already; start from a lower one")

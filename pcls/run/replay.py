@@ -22,6 +22,7 @@ from pcls.run.folder import RunFolder
 from pcls.run.rollback import diagnosis_text, examine, rollbacks_of, write_diagnosis
 from pcls.run.setup import Setup, prepare
 from pcls.run.steps import compiled_steps, placed, step_batches
+from pcls.run.teachers import with_teacher
 from pcls.run.weights import has_first_weights
 from pcls.training.diagnosis import Diagnosis
 from pcls.training.loop import Hooks, train_loop
@@ -60,7 +61,7 @@ def replay_step(path: str | Path, step: int) -> Replay:
     """
     tune_process()
     folder = RunFolder(path)
-    setup = prepare(folder.recipe(), saved_preprocessing(folder))
+    setup = with_teacher(prepare(folder.recipe(), saved_preprocessing(folder)))
     if not 1 <= step <= setup.plan.steps:
         raise UserError(f"STEP is {step:,}; the steps of {folder.path} are 1 to {setup.plan.steps:,}")
     store = CheckpointStore(folder.checkpoints, warn=_warn, agree=agreed)

@@ -141,6 +141,8 @@ def why_apart(setup: Setup) -> str:
         return "mesh splits the parameters, which one program of all seeds holds whole"
     if len(setup.kinds_from(0)) > 1:
         return "the updates of a run are of several kinds (data.progressive, data.buckets or optimizer.freeze)"
+    if setup.recipe.distill.teacher:
+        return "they have a teacher"
     if setup.plan.batches_at(0) > 1:
         return "an update takes several batches"
     return "observe.wandb takes one run at a time" if setup.recipe.observe.wandb else ""

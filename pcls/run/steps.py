@@ -23,16 +23,17 @@ def compiled_steps(setup: Setup, first: int, at_end: ExitStack) -> Callable[[int
       first: the number of finished steps at the start.
       at_end: told what to give up when the run is over.
     """
-    images = images_on_devices(setup) if setup.recipe.data.on_device else None
+    resident = setup.recipe.data.on_device
+    given = ((images_on_devices(setup),) if resident else ()) + setup.given
 
     def fed(compiled: Callable[..., tuple[TrainState, Metrics]]) -> Step:
-        return compiled if images is None else lambda state, places: compiled(state, places, images)
+        return (lambda state, batch: compiled(state, batch, *given)) if given else compiled
 
     if len(setup.kinds_from(0)) == 1:
-        one = fed(setup.train_step() if images is None else setup.resident_step())
-        many = fed(setup.train_steps() if images is None else setup.resident_steps())
+        one = fed(setup.resident_step() if resident else setup.train_step())
+        many = fed(setup.resident_steps() if resident else setup.train_steps())
         return lambda step, count: one if count == 1 else many
-    of_kind = setup.train_step_of if images is None else setup.resident_step_of
+    of_kind = setup.resident_step_of if resident else setup.train_step_of
     steps = StepsByKind(lambda kind: fed(of_kind(kind)), setup.kinds_from(first))
     at_end.callback(steps.close)
     return lambda step, count: steps[setup.kind_at(step)]

@@ -23,6 +23,7 @@ from pcls.run.evaluate import PREPROCESSING, evaluate_run, saved_preprocessing
 from pcls.run.folder import RunFolder
 from pcls.run.session import ORIGIN, Run, Session
 from pcls.run.setup import Setup, prepare
+from pcls.run.teachers import with_teacher
 from pcls.run.weights import Start, has_first_weights, start_weights
 from pcls.training.step import RIGHT
 
@@ -55,7 +56,7 @@ def train_recipe(
         folder = RunFolder(recipe.run.dir)
         if not used:
             refuse_used(folder)
-        setup = prepare(recipe, start.preprocessing if start else None)
+        setup = with_teacher(prepare(recipe, start.preprocessing if start else None))
         _check_observed(recipe, profile, 1, setup.plan.steps)
         screen = Console(setup.plan.steps, stream, setup.preprocessing.records, RIGHT[recipe.data.labels])
         weights = start_weights(start, setup, screen if is_main() else None)
@@ -87,7 +88,7 @@ def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | 
         recipe = with_overrides(folder.recipe(), overrides)
         recipe = with_overrides(recipe, {"run.dir": str(folder.path)})
         check_same_recipe(recipe)
-        setup = prepare(recipe, saved_preprocessing(folder))
+        setup = with_teacher(prepare(recipe, saved_preprocessing(folder)))
         with folder.locked() if is_main() else nullcontext():
             screen = Console(
                 setup.plan.steps, records=setup.preprocessing.records, accuracy=RIGHT[setup.recipe.data.labels]

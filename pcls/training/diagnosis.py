@@ -53,20 +53,22 @@ def make_examination(program: Program, phase: int) -> Callable[[TrainState, Batc
     frozen = program.freezing.frozen(phase)
     losses_of, gradients_of = program.losses_of(phase), program.gradients_of(phase)
 
-    def examine(state: TrainState, batch: Batch) -> Any:
+    def examine(state: TrainState, batch: Batch, *given: Any) -> Any:
         with compiling_for(program.platform):
             learning = without(frozen, state.params)
-            losses, _, _ = losses_of(state, learning, batch)
-            (loss, sums), grads = gradients_of(state, learning, batch)
+            losses, _, _ = losses_of(state, learning, batch, *given)
+            (loss, sums), grads = gradients_of(state, learning, batch, *given)
         finite = {kind: jax.tree.map(_finite, tree) for kind, tree in _kinds(state, grads).items()}
         losses = jnp.where(batch.weight > 0, losses, 0.0)
         return loss / jnp.maximum(sums.weight, 1), losses, batch.record, finite
 
-    return jax.jit(
+    whole = replicated(program.mesh)
+    compiled = jax.jit(
         examine,
-        in_shardings=(program.state_shardings, program.batch_sharding),
-        out_shardings=replicated(program.mesh),
+        in_shardings=(program.state_shardings, program.batch_sharding, *(whole for _ in program.given)),
+        out_shardings=whole,
     )
+    return lambda state, batch: compiled(state, batch, *program.given)
 
 
 def diagnosis_of(program: Program, step: int, numbers: Any) -> Diagnosis:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -38,7 +38,9 @@ from pcls.parallel.mesh import (
     replicated,
     shard_count,
 )
+from pcls.parallel.processes import everywhere
 from pcls.parallel.rules import PRESETS, Layout, Rule, matched_rules, spec
+from pcls.training.distillation import Teacher, Teaching, make_teaching
 from pcls.training.freezing import Freezing, freezing
 from pcls.training.loop import Plan
 from pcls.training.losses import TrainingLoss, training_loss, training_loss_of_label_sets
@@ -75,6 +77,7 @@ class Program:
       sizes: of the batches of each update.
       freezing: what learns when.
       plan: how long, how often what.
+      teacher: whose answers are learned, too; None: nobody's, or nobody has looked yet.
     """
 
     recipe: Recipe
@@ -92,6 +95,12 @@ class Program:
     sizes: Sizes
     freezing: Freezing
     plan: Plan
+    teacher: Teacher | None = field(default=None, kw_only=True)
+
+    @cached_property
+    def given(self) -> tuple[Any, ...]:
+        """What a compiled step takes after state and batch (or places and images): the teacher, on every device."""
+        return () if self.teacher is None else (everywhere(self.teacher.given, replicated(self.mesh)),)
 
     @cached_property
     def batch_sharding(self) -> NamedSharding:
@@ -198,7 +207,14 @@ class Program:
             loss_of=self.loss_of,
             training=self.training,
             frozen=self.freezing.frozen(phase),
+            teaching=self._teaching,
         )
+
+    @property
+    def _teaching(self) -> Teaching | None:
+        if self.teacher is None:
+            return None
+        return make_teaching(self.teacher, self.preprocessing.training, features=self.recipe.distill.features > 0)
 
     def gradients_of(self, phase: int) -> Callable[..., Any]:
         """The gradients of a step, not compiled."""
@@ -217,9 +233,9 @@ class Program:
             frozen=self.freezing.frozen(phase),
         )
 
-        def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        def train_step(state: TrainState, batch: Batch, *given: Any) -> tuple[TrainState, Metrics]:
             with compiling_for(self.platform):
-                return step(state, batch)
+                return step(state, batch, *given)
 
         return train_step
 
@@ -230,11 +246,15 @@ class Program:
     def train_step_of(self, kind: Kind) -> Any:
         """The same for updates of one kind, compiled now."""
         step = self._compiled(self.step_of(kind.phase), self.batch_sharding)
-        return step.lower(self.state_shapes, self._batch_shapes(kind.update)).compile()
+        return step.lower(self.state_shapes, self._batch_shapes(kind.update), *self.given).compile()
 
     def train_steps(self) -> Any:
         """The same for several steps in one program; takes their batches stacked."""
-        return self._compiled(partial(jax.lax.scan, self.step), self.stacked_sharding)
+
+        def train_steps(state: TrainState, batches: Batch, *given: Any) -> tuple[TrainState, Metrics]:
+            return jax.lax.scan(lambda state, batch: self.step(state, batch, *given), state, batches)
+
+        return self._compiled(train_steps, self.stacked_sharding)
 
     def resident_step(self) -> Any:
         """The same for images on the devices: `(state, places, images)`."""
@@ -266,7 +286,7 @@ class Program:
     def _compiled(self, step: Callable[..., Any], *inputs: NamedSharding) -> Any:
         return jax.jit(
             step,
-            in_shardings=(self.state_shardings, *inputs),
+            in_shardings=(self.state_shardings, *inputs, *(replicated(self.mesh) for _ in self.given)),
             out_shardings=(self.state_shardings, replicated(self.mesh)),
             donate_argnums=0,
             compiler_options=_compiler_options(self.platform, self.model),

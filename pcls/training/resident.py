@@ -27,16 +27,17 @@ class Images(NamedTuple):
     length: Any = None
 
 
-ResidentStep = Callable[[TrainState, Places, Images], tuple[TrainState, Metrics]]
+# (state, places, images, what of a teacher is given).
+ResidentStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def resident_step(step: TrainStep) -> ResidentStep:
     """The same step, which looks its batch up."""
 
-    def look_up_and_train(state: TrainState, places: Places, images: Images) -> tuple[TrainState, Metrics]:
+    def look_up_and_train(state: TrainState, places: Places, images: Images, *given: Any) -> tuple[TrainState, Metrics]:
         weight = (places.record >= 0).astype(jnp.float32)
         image, label, length = jax.tree.map(lambda whole: whole[places.record], images)
-        return step(state, Batch(image, label, weight, places.record, places.epoch, length))
+        return step(state, Batch(image, label, weight, places.record, places.epoch, length), *given)
 
     return look_up_and_train
 
@@ -45,7 +46,7 @@ def resident_steps(step: TrainStep) -> ResidentStep:
     """Several such steps in one program, each on a row of [steps, batch] places."""
     one = resident_step(step)
 
-    def look_up_and_train(state: TrainState, places: Places, images: Images) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(lambda state, places: one(state, places, images), state, places)
+    def look_up_and_train(state: TrainState, places: Places, images: Images, *given: Any) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda state, places: one(state, places, images, *given), state, places)
 
     return look_up_and_train

@@ -20,14 +20,17 @@ from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 from pcls.nn.module import Arrays, ModelDef
 from pcls.nn.training import TrainingPass
+from pcls.training.distillation import Teaching, distilled
 from pcls.training.gradients import accumulated, sharpness_aware
 from pcls.training.losses import TrainingLoss
 from pcls.training.state import TrainState
 
 Metrics = dict[str, Array]
-# (state, parameters that learn, batch) to ([batch] losses, [batch] right answers, statistics of the batch).
-Losses = Callable[[TrainState, Arrays, Batch], tuple[Array, Array, Arrays]]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+# (state, parameters that learn, batch, what of a teacher is given) to ([batch] losses, [batch] right answers, the
+# batch's statistics).
+Losses = Callable[..., tuple[Array, Array, Arrays]]
+# (state, batch, what of a teacher is given).
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 # The layers' own part of an example's key; the augmentation uses small numbers of it (`Draw`).
 MODEL_KEY = 1 << 16
@@ -60,41 +63,51 @@ def make_losses(
     loss_of: TrainingLoss,
     training: TrainingPass = _WHOLE_BATCH,
     frozen: Set[str] = frozenset(),
+    teaching: Teaching | None = None,
 ) -> Losses:
     """What a training step makes of a batch before it looks for gradients.
 
-    `(state, params, batch) -> (losses, right, statistics)`: [batch] losses, [batch] as `right` counts them, and the
-    statistics of the batch. `params` are the parameters that learn; the others and running statistics are the state's.
+    `(state, params, batch, *given) -> (losses, right, statistics)`: [batch] losses, [batch] as `right` counts them, and
+    the statistics of the batch. `params` are the parameters that learn; the others and running statistics are the
+    state's. `given` is what of a teacher is given.
 
     Args:
       model, recipe, preprocessing: of the run.
       loss_of: what is trained on.
       training: what BatchNorm normalises over; the keys are those of the batch.
       frozen: paths of parameters and statistics that do not learn.
+      teaching: how a teacher is asked; None: there is none.
     """
     dtype = jnp.dtype(recipe.train.precision)
 
-    def losses(state: TrainState, params: Arrays, batch: Batch) -> tuple[Array, Array, Arrays]:
+    def losses(state: TrainState, params: Arrays, batch: Batch, *given: Any) -> tuple[Array, Array, Arrays]:
         image, label, weight, record, epoch, length = batch
         drawn = jax.random.wrap_key_data(state.key), epoch, record
         keys, turned = record_keys(*drawn), alternating(*drawn)
         images, mixture = model_inputs(image, label, weight, keys, recipe.augment, preprocessing, dtype, length, turned)
         layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, MODEL_KEY))(keys)
         layers = replace(training, keys=layer_keys)
-        logits, stats = model.apply(state.params | params, state.stats, images, layers, length, frozen)
+        seen = state.params | params, state.stats, images, layers, length, frozen
+        if recipe.distill.features:
+            logits, features, stats = model.apply_tapped(*seen)
+        else:
+            (logits, stats), features = model.apply(*seen), None
         own = loss_of(logits, label, state.step)
         if mixture is not None:
             # Every plain loss is linear in its target, so that of a mixed target is a mean of two; each by its class.
             # Those of label sets too: a label that one of the two carries has a part of both of its terms.
             others = loss_of(logits, mixture.labels, state.step)
             own = mixture.share * own + (1 - mixture.share) * others
+        if teaching is not None:
+            taught = teaching(given[0], images, batch)
+            own = distilled(recipe.distill, own, logits, features, taught, weight, recipe.train.loss)
         return own, right(logits, label), stats
 
     return losses
 
 
-def make_gradients(losses_of: Losses, recipe: Recipe) -> Callable[[TrainState, Arrays, Batch], Any]:
-    """`(state, params, batch) -> ((loss, Sums), gradients)`, all of them sums over the batch.
+def make_gradients(losses_of: Losses, recipe: Recipe) -> Callable[..., Any]:
+    """`(state, params, batch, *given) -> ((loss, Sums), gradients)`, all of them sums over the batch.
 
     Args:
       losses_of: of `make_losses`.
@@ -102,9 +115,9 @@ def make_gradients(losses_of: Losses, recipe: Recipe) -> Callable[[TrainState, A
     """
     accumulate = recipe.train.accumulate
 
-    def summed_loss(state: TrainState, params: Arrays, micro: Batch) -> tuple[Array, Sums]:
+    def summed_loss(state: TrainState, given: Sequence[Any], params: Arrays, micro: Batch) -> tuple[Array, Sums]:
         """Over a micro-batch."""
-        losses, correct, stats = losses_of(state, params, micro)
+        losses, correct, stats = losses_of(state, params, micro, *given)
         shares = jax.tree.map(lambda stat: stat / accumulate, stats)
         weight = micro.weight
         return jnp.sum(losses * weight), Sums(jnp.sum(weight), jnp.sum(correct * weight), shares)
@@ -112,22 +125,22 @@ def make_gradients(losses_of: Losses, recipe: Recipe) -> Callable[[TrainState, A
     # Examples that are normalised together, or mixed with each other, stay together in a micro-batch.
     block = math.lcm(recipe.batch_norm.group_size or 1, PAIR if recipe.augment.mixes else 1)
 
-    def gradients(state: TrainState, params: Arrays, batch: Batch) -> Any:
-        here = accumulated(partial(summed_loss, state), accumulate, block)
+    def gradients(state: TrainState, params: Arrays, batch: Batch, *given: Any) -> Any:
+        here = accumulated(partial(summed_loss, state, given), accumulate, block)
         return (sharpness_aware(here, recipe.train.sam_rho) if recipe.train.sam_rho else here)(params, batch)
 
     return gradients
 
 
 def make_train_step(
-    gradients_of: Callable[[TrainState, Arrays, Batch], Any],
+    gradients_of: Callable[..., Any],
     optimizer: optax.GradientTransformation,
     recipe: Recipe,
     *,
     gradient_shardings: Sequence[Mapping[str, NamedSharding]] = (),
     frozen: Set[str] = frozenset(),
 ) -> TrainStep:
-    """The training step: `(state, batch) -> (state, metrics)`, to be compiled with the state donated.
+    """The training step: `(state, batch, *given) -> (state, metrics)`, to be compiled with the state donated.
 
     The metrics are float32 scalars: `loss` (mean), `correct` and `weight` (sums), `finite` (1 or 0). Of a mixed image
     the label that counts as correct is its own.
@@ -140,11 +153,11 @@ def make_train_step(
     """
     update = optax.with_extra_args_support(optimizer).update
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, *given: Any) -> tuple[TrainState, Metrics]:
         """One update, of one or several batches; one whose loss or gradient is not finite only counts."""
         batches = max(1, len(batch.label) // recipe.train.batch_size)
         learning = without(frozen, state.params)
-        (loss, sums), grads = gradients_of(state, learning, batch)
+        (loss, sums), grads = gradients_of(state, learning, batch, *given)
         # Sums become means only now: a weight known before the backward pass would be an all-reduce of its own.
         loss, grads = jax.tree.map(lambda total: total / jnp.maximum(sums.weight, 1), (loss, grads))
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))

@@ -22,6 +22,7 @@ from pcls.nn.module import ModelDef
 from pcls.parallel.processes import is_main
 from pcls.planning.limits import Limits, limits_of
 from pcls.pretrained.bundle import Bundle
+from pcls.run.bundles import open_bundle
 from pcls.run.session import Run
 from pcls.run.train import train_recipe
 from pcls.run.weights import HEAD_PATHS
@@ -29,7 +30,7 @@ from pcls.training.freezing import Freezing, freezing
 from pcls.transfer.advise import duration_text
 from pcls.transfer.groups import layer_groups
 from pcls.transfer.recipes import BATCH_SIZE, EPOCHS, MIN_STEPS, RECIPES, Network, choose
-from pcls.transfer.start import check_head_fits, open_bundle, start_from
+from pcls.transfer.start import check_head_fits, start_from
 
 AUTO = "auto"
 

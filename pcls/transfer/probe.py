@@ -29,9 +29,9 @@ from pcls.evaluation.probes import (
 )
 from pcls.parallel.mesh import make_mesh
 from pcls.pretrained.bundle import Bundle
+from pcls.run.bundles import open_bundle
 from pcls.run.features import Features, features_of
 from pcls.run.setup import open_data
-from pcls.transfer.start import open_bundle
 
 ALL = "all"
 

@@ -12,9 +12,9 @@ from pcls.parallel.mesh import make_mesh
 from pcls.planning.limits import Limits
 from pcls.pretrained.catalogue import catalogue
 from pcls.pretrained.importing import cache_place
+from pcls.run.bundles import open_bundle
 from pcls.transfer.advise import Advice, Line
 from pcls.transfer.probe import bundle_features, check_some, probe_data, probed
-from pcls.transfer.start import open_bundle
 
 # Images that are looked at, to fit to and held out.
 FITTED, HELD_OUT = 1500, 500

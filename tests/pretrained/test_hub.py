@@ -226,7 +226,7 @@ def test_the_verb_imports_from_wherever_the_variables_of_the_hub_point(folder, t
 
 
 def test_a_name_is_opened_from_the_cache_of_bundles_after_the_first_time(hub, tmp_path, capsys):
-    from pcls.transfer.start import open_bundle
+    from pcls.run.bundles import open_bundle
 
     assert open_bundle(NAME).origin["revision"] == COMMIT
     assert f"importing {NAME} into {tmp_path / 'pcls' / 'weights'}" in capsys.readouterr().err

@@ -8,10 +8,11 @@ import pcls
 from pcls.config import Recipe, load_recipe, with_overrides
 from pcls.data.dataset import open_dataset
 from pcls.pretrained.bundle import load_bundle
+from pcls.run.bundles import open_bundle
 from pcls.run.folder import RunFolder
 from pcls.run.setup import prepare
 from pcls.run.weights import start_weights
-from pcls.transfer.start import adapted_weights, open_bundle, start_from
+from pcls.transfer.start import adapted_weights, start_from
 
 DIGITS = tuple("0123456789")
 
