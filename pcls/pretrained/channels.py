@@ -42,6 +42,8 @@ def with_image_channels(bundle: Bundle, channels: int) -> Bundle:
         bundle,
         preprocessing=replace(preprocessing, channels=channels, mean=mean, std=std),
         params={**bundle.params, path: with_channels(bundle.params[path], channels)},
+        # What small integers stand for, of one kernel no longer.
+        quantization=None,
     )
 
 

@@ -12,6 +12,7 @@ from pcls.errors import UserError
 from pcls.models.registry import define_model
 from pcls.nn.quantized import Quantization, quantize_weights
 from pcls.pretrained.bundle import FACTS, WEIGHTS, Bundle, load_bundle, save_bundle
+from pcls.pretrained.channels import with_image_channels
 from pcls.pretrained.quantized import packed, unpacked
 
 
@@ -107,6 +108,12 @@ def test_weights_alone_run_as_floats_and_inputs_as_integers(plain, folder):
     assert params["conv2/kernel"].dtype == np.float32
     found = definition.apply(params, {}, images)[0]
     assert 1e-4 < float(jnp.linalg.norm(found - floats) / jnp.linalg.norm(floats)) < 0.5
+
+
+def test_a_kernel_for_other_channels_is_no_longer_one_of_integers(folder):
+    found = with_image_channels(load_bundle(folder), 3)
+    assert found.quantization is None
+    np.testing.assert_array_equal(found.runnable()[1]["conv2/kernel"], load_bundle(folder).params["conv2/kernel"])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, -1.0])
