@@ -65,6 +65,7 @@ def page(browser, server, complaints):
     page.on("request", lambda request: requests.append(request.url))
     page.goto(f"http://127.0.0.1:{server.port}/")
     page.get_by_label("This server asks for a token").fill(TOKEN)
+    assert not page.locator("#model").is_visible()
     page.keyboard.press("Enter")
     page.get_by_text("cnn28, 10 classes").wait_for()
     # Chromium's own word for the answer 401, from before the token was given.

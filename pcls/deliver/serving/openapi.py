@@ -64,7 +64,8 @@ def description(limits: Limits, has_token: bool) -> dict[str, Any]:
     label = {"name": "label", "in": "query", "required": False, "description": LABEL, "schema": TEXT}
     explain = {
         "summary": "Draw what speaks for a class",
-        "description": "One image. Blue speaks for the class, orange against it; /v1/model says how that is found.",
+        "description": "One image. Blue speaks for the class, orange against it; /v1/model names the method, and "
+        "Grad-CAM tells nothing against a class.",
         "parameters": [label],
         "requestBody": predict["requestBody"],
         "responses": {

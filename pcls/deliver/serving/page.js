@@ -108,7 +108,9 @@ async function explain(label) {
   if (own !== asked || image !== turn) return;
   show($("why"), picture);
   $("why").alt = `The image in grey, with what speaks for ${label} in blue`;
-  $("why-class").textContent = `What speaks for ${label} in blue, what against it in orange.`;
+  // Grad-CAM tells nothing against a class.
+  const against = $("method").textContent.startsWith("Grad-CAM") ? "" : ", what against it in orange";
+  $("why-class").textContent = `What speaks for ${label} in blue${against}.`;
   for (const button of $("classes").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", button.textContent === label);
   }
@@ -139,6 +141,7 @@ async function describe() {
     ["probabilities", facts.calibration ? `calibrated: ${facts.calibration}` : "not calibrated"],
     ...Object.entries(facts.origin),
   ]);
+  $("model").hidden = false;
   const measured = Object.entries(METRICS).filter(([key]) => key in facts.metrics);
   list($("measured"), [
     ...measured.map(([key, words]) => [words, percent(facts.metrics[key])]),
