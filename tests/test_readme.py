@@ -23,6 +23,7 @@ LAUNCHING = ROOT / "docs" / "launching.md"
 REPORT = ROOT / "docs" / "report.md"
 MULTILABEL = ROOT / "docs" / "multilabel.md"
 FINETUNING = ROOT / "docs" / "finetuning.md"
+DISTILLATION = ROOT / "docs" / "distillation.md"
 COMPRESS = ROOT / "docs" / "compress.md"
 PREDICT = ROOT / "docs" / "predict.md"
 EXPORT = ROOT / "docs" / "export.md"
@@ -91,6 +92,7 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         (REPORT, 3),
         (MULTILABEL, 4),
         (FINETUNING, 4),
+        (DISTILLATION, 2),
         (COMPRESS, 4),
         (PREDICT, 4),
         (EXPORT, 3),
