@@ -1,0 +1,133 @@
+"""Exported programs beside the models that they were made of, and ResNet-50 on CPU beside onnxruntime: `make bench`, or
+
+    python benchmarks/export.py [--models resnet50,gru] [--images 10] [--rounds 15]
+
+Weights are random, with BatchNorm's statistics from one training pass: without that, parity is chaos. Latencies are of
+one image at a time, uint8 in; each contender lives in a process of its own with all cores, and only ratios count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from _export_worker import CONTENDERS
+from _ledger import append
+from _worker import Worker, median_and_range, rates_in_turn
+
+from pcls.data.preprocessing import Preprocessing, SequenceFeatures, imagenet_statistics
+from pcls.deliver.export import export_bundle
+from pcls.deliver.export_parity import MAX_RELATIVE, sample_of
+from pcls.errors import UserError
+from pcls.models.registry import define_model, model_entry
+from pcls.nn.training import TrainingPass
+from pcls.pretrained.bundle import Bundle, save_bundle
+
+MODELS = (
+    *("cnn28", "resnet18", "resnet50", "resnet50d", "convnext_tiny", "efficientnet_b0", "mobilenetv3_large_100"),
+    *("rnn28", "gru", "lstm", "lru", "mingru", "crnn", "sequencer2d_s"),
+)
+CLASSES, GATE = 10, 1.5
+LOADED, _, PEER = CONTENDERS
+
+
+def random_bundle(name: str) -> Bundle:
+    """An untrained model of its customary size."""
+    entry = model_entry(name)
+    size, channels = entry.image_size, entry.channels
+    mean, std = imagenet_statistics(channels)
+    definition = define_model(name, height=size, width=size, channels=channels, classes=CLASSES)
+    params, stats = jax.jit(definition.init)(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (16, size, size, channels))
+    stats = jax.jit(lambda p, s, x: definition.apply(p, s, x, TrainingPass())[1])(params, stats, images)
+    names = tuple(map(str, range(CLASSES)))
+    sequence = None
+    if entry.lengths:
+        sequence, mean, std = SequenceFeatures(), (0.0,) * size, (1.0,) * size
+        if channels != 1:
+            raise SystemExit(f"{name}: sequences are of one channel")
+    preprocessing = Preprocessing(size, size, channels, mean, std, sequence=sequence)
+    as_numpy = [{path: np.asarray(array) for path, array in arrays.items()} for arrays in (params, stats)]
+    return Bundle(name, names, preprocessing, "float32", *as_numpy, {})
+
+
+def parities(names: list[str]) -> list[list[str]]:
+    rows = []
+    for name in names:
+        bundle = random_bundle(name)
+        for to in ("onnx", "stablehlo"):
+            with tempfile.TemporaryDirectory() as folder:
+                sample = lambda: sample_of(Path(folder), "", bundle.preprocessing)  # noqa: B023, E731
+                try:
+                    done = export_bundle(bundle, to, Path(folder) / f"a.{to}", sample, with_preprocessing=True)
+                except UserError as error:
+                    rows.append([name, to, "", str(error), "", ""])
+                    continue
+            parity = done.parity
+            assert parity is not None
+            same = f"{parity.agreeing:,} of {parity.records:,}"
+            rows.append([name, to, f"{done.size / 1e6:.1f}", f"{parity.relative:.1e}", f"{parity.largest:.1e}", same])
+            print(*rows[-1], flush=True)
+    return rows
+
+
+def latencies(name: str, images: int, rounds: int) -> list[list[str]]:
+    bundle = random_bundle(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        save_bundle(bundle, folder / "bundle")
+        for out, platforms in (("a.onnx", ()), ("cpu.stablehlo", ("cpu",))):
+            to = out.rpartition(".")[2]
+            sample = lambda: sample_of(folder, "", bundle.preprocessing)  # noqa: E731
+            export_bundle(bundle, to, folder / out, sample, with_preprocessing=True, platforms=platforms)
+        image = np.random.default_rng(0).integers(0, 256, (1, *bundle.preprocessing.shape), np.uint8)
+        np.save(folder / "image.npy", image)
+        workers = {one: Worker(sys.executable, "_export_worker.py", one, place) for one in CONTENDERS}
+        rates = rates_in_turn(workers, rounds, images)
+    rows = []
+    for one in CONTENDERS:
+        ratios = [peer / own for own, peer in zip(rates[one], rates[PEER], strict=True)]
+        times = [1000 / rate for rate in rates[one]]
+        gate = f"{GATE}" if one == LOADED else ""
+        shown = "" if one == PEER else median_and_range(ratios, ".2f")
+        rows.append([one, median_and_range(times, ",.1f"), shown, gate])
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--latency", default="resnet50", help="the model of the latencies; empty: none are taken")
+    parser.add_argument("--images", type=int, default=10, help="of a turn")
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    append(
+        "Exported programs beside the models that they were made of",
+        ["model", "format", "MB", "relative L2 of logits", "largest difference", "same class"],
+        parities(arguments.models.split(",")),
+        packages=["jax", "onnx", "onnxruntime"],
+        note=(
+            f"benchmarks/export.py; random weights and images, preprocessing inside, BatchNorm folded in the exported "
+            f"program and not in the model. Gate: relative L2 at most {MAX_RELATIVE:.0e}."
+        ),
+    )
+    if arguments.latency:
+        append(
+            f"One image at a time, {arguments.latency}, CPU, all cores",
+            ["contender", "ms", "its time / onnxruntime's", "gate"],
+            latencies(arguments.latency, arguments.images, arguments.rounds),
+            packages=["jax", "onnxruntime", "numpy"],
+            note=(
+                f"benchmarks/export.py, {arguments.rounds} rounds of {arguments.images} in turn; median (range), "
+                "ratios within a round; the same weights, uint8 in, logits or probabilities out."
+            ),
+        )
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    main()
