@@ -113,7 +113,7 @@ def sample_of(source: Path, images: str, preprocessing: Preprocessing) -> Sample
             return _held_out(folder, preprocessing)
         except UserError as error:
             print(f"the run's data cannot be opened ({error})", file=sys.stderr, flush=True)
-    return Sample(f"random {preprocessing.records}; name real ones by --images", _random(preprocessing))
+    return Sample(f"random {preprocessing.records} (real ones: --images FOLDER)", _random(preprocessing))
 
 
 def _held_out(folder: RunFolder, preprocessing: Preprocessing) -> Sample:

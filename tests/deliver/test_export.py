@@ -13,6 +13,7 @@ from pcls.data.preprocessing import Preprocessing, SequenceFeatures
 from pcls.deliver.export import export_bundle
 from pcls.deliver.export_parity import Batch, Sample, compare, sample_of
 from pcls.models.registry import define_model
+from pcls.nn.quantized import Quantization
 from pcls.pretrained.bundle import Bundle, load_bundle, save_bundle
 
 RNG = np.random.default_rng(0)
@@ -110,6 +111,18 @@ def test_sequences_are_taken_with_their_lengths(tmp_path, to, inside):
         f"any number of sequences of 4 x 2 x 1, float32 {'as they lie' if inside else 'normalised'}, padded to 4, "
         "and their lengths"
     )
+
+
+def test_a_quantized_model_goes_out_in_float32_and_says_so(bundle, tmp_path):
+    integers = Quantization(8, {}, {"conv1": 1.0})
+    quantized = replace(bundle, precision="bfloat16", quantization=integers)
+    sample = lambda: sample_of(tmp_path, "", bundle.preprocessing)  # noqa: E731
+    done = export_bundle(quantized, "stablehlo", tmp_path / "a", sample, platforms=["cpu"], reference=bundle)
+    assert done.parity.holds
+    assert done.summary().splitlines()[-2:] == [
+        "the model is quantized; exported are the float32 numbers that its small integers stand for",
+        "the model was trained in bfloat16; exported, and compared, in float32",
+    ]
 
 
 def test_weights_go_out_by_timms_names(tmp_path):
