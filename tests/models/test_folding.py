@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pcls.models.folding import batch_norm_pairs, fold_batch_norm
 from pcls.models import resnet
 from pcls.models.crnn import Crnn
 from pcls.models.efficientnet import EfficientNet, squeeze
+from pcls.models.folding import batch_norm_pairs, fold_batch_norm
 from pcls.models.inverted import Fused, Inverted, Single, Stage
 from pcls.models.registry import customary_model, define_model
 from pcls.models.resnet import BasicBlock, Bottleneck, ResNet
