@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
@@ -33,7 +33,15 @@ from pcls.models.mobilenet import (
     tf_mobilenetv3_small_100,
 )
 from pcls.models.reading import Order
-from pcls.models.resnet import DEEP_RESNETS, RESNETS, resnet18_cifar, resnext50_32x4d, wide_resnet50_2
+from pcls.models.resnet import (
+    DEEP_RESNETS,
+    RESNETS,
+    inner_widths,
+    resnet18_cifar,
+    resnext50_32x4d,
+    stage_widths,
+    wide_resnet50_2,
+)
 from pcls.models.rglru2d import rglru2d_s, rglru2d_tiny
 from pcls.models.sequence import LinearSequenceClassifier, SequenceClassifier
 from pcls.models.sequencer import sequencer2d_l, sequencer2d_m, sequencer2d_s
@@ -111,6 +119,18 @@ def _family(description: str, builds: Mapping[str, Callable[..., nnx.Module]], *
     return {name: _cnn(description, build, **facts) for name, build in builds.items()}
 
 
+def _residual(entry: Entry) -> Entry:
+    """The same with the option `widths`."""
+    # Of a `partial(ResNet, block, depths)`.
+    build: Any = entry.build
+    block, depths = build.args
+    usual, inner = stage_widths(block), inner_widths(block)
+    stem = "" if len(usual) == len(depths) else "its stem, "
+    of = f"{stem}{len(depths)} stages, and, if you like, {inner * sum(depths)} convolutions within its blocks"
+    widths = Widths(of, (len(usual), len(usual) + inner * sum(depths)), usual)
+    return replace(entry, options=entry.options | {"widths"}, widths=widths)
+
+
 MODELS: dict[str, Entry] = {
     "cnn28": _classic(
         "two convolutions and two dense layers",
@@ -121,12 +141,14 @@ MODELS: dict[str, Entry] = {
     ),
     "rnn28": _classic("simple recurrent network (tanh) over the rows of the image", rnn28, min_size=2),
     "irnn28": _classic("the same with ReLU and an identity start (Le et al. 2015)", irnn28, min_size=2),
-    **_family("residual network (He et al. 2015)", RESNETS),
+    **{name: _residual(entry) for name, entry in _family("residual network (He et al. 2015)", RESNETS).items()},
     **_family("the same, a deep stem, means in its shortcuts (He et al. 2019)", DEEP_RESNETS),
     "resnext50_32x4d": _cnn("residual network, 32 groups of channels (Xie et al. 2017)", resnext50_32x4d),
-    "wide_resnet50_2": _cnn("residual network, twice the inner width (Zagoruyko & Komodakis 2016)", wide_resnet50_2),
-    "resnet18_cifar": _staged(
-        "residual network with a stem for small images", resnet18_cifar, image_size=32, min_size=8, classes=10
+    "wide_resnet50_2": _residual(
+        _cnn("residual network, twice the inner width (Zagoruyko & Komodakis 2016)", wide_resnet50_2)
+    ),
+    "resnet18_cifar": _residual(
+        _staged("residual network with a stem for small images", resnet18_cifar, image_size=32, min_size=8, classes=10)
     ),
     "speednet": Entry(
         "small images in seconds on a GPU: whitened patches, identity starts (Jordan 2024)",

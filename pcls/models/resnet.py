@@ -53,10 +53,11 @@ class BasicBlock(nnx.Module):
     """Two 3 x 3 convolutions beside a shortcut.
 
     Args:
-      inputs: channels.
-      width: of the stage.
+      inputs, outputs: channels.
       stride: of the first convolution.
       drop: of the branch.
+      inner: channels between the convolutions; empty: as many as `outputs`.
+      shortcut: whether the input goes through a convolution, as it must where the shape changes.
       mean: of the shortcut.
     """
 
@@ -65,40 +66,43 @@ class BasicBlock(nnx.Module):
     def __init__(
         self,
         inputs: int,
-        width: int,
+        outputs: int,
         stride: int,
         drop: Dropout,
         *,
+        inner: Sequence[int] = (),
+        shortcut: bool = False,
         mean: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.conv1 = _conv(inputs, width, 3, stride=stride, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(width, rngs=rngs)
-        self.conv2 = _conv(width, width, 3, dtype=dtype, rngs=rngs)
-        self.bn2 = _zero_norm(width, rngs=rngs)
-        changes = stride != 1 or inputs != width
-        self.shortcut = Shortcut(inputs, width, stride, mean=mean, dtype=dtype, rngs=rngs) if changes else None
+        (between,) = inner or (outputs,)
+        self.conv1 = _conv(inputs, between, 3, stride=stride, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(between, rngs=rngs)
+        self.conv2 = _conv(between, outputs, 3, dtype=dtype, rngs=rngs)
+        self.bn2 = _zero_norm(outputs, rngs=rngs)
+        self.shortcut = Shortcut(inputs, outputs, stride, mean=mean, dtype=dtype, rngs=rngs) if shortcut else None
         self.drop = drop
 
     def __call__(self, x: Array, training: TrainingPass | None = None) -> Array:
-        """[batch, height, width, inputs] to [batch, height / stride, width / stride, width]."""
+        """[batch, height, width, inputs] to [batch, height / stride, width / stride, outputs]."""
         y = nnx.relu(self.bn1(self.conv1(x), training))
         y = self.drop(self.bn2(self.conv2(y), training), training)
         return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x, training)))
 
 
 class Bottleneck(nnx.Module):
-    """1 x 1 down, 3 x 3, 1 x 1 up to four times the stage's width, beside a shortcut.
+    """1 x 1 down to a quarter of the outputs, 3 x 3, 1 x 1 up, beside a shortcut.
 
     Args:
-      inputs: channels.
-      width: of the stage.
+      inputs, outputs: channels.
       stride: of the 3 x 3 convolution.
       drop: of the branch.
+      inner: channels before and after the 3 x 3 convolution; empty: as the last line says.
+      shortcut: whether the input goes through a convolution, as it must where the shape changes.
       mean: of the shortcut.
-      groups, group_width: of the 3 x 3 convolution, whose channels are `groups * group_width` where the stage's width
-        is 64, and grow with it.
+      groups, group_width: of the 3 x 3 convolution, whose channels are `groups * group_width` where the outputs are
+        256, and grow with them.
     """
 
     expansion = 4
@@ -106,30 +110,31 @@ class Bottleneck(nnx.Module):
     def __init__(
         self,
         inputs: int,
-        width: int,
+        outputs: int,
         stride: int,
         drop: Dropout,
         *,
+        inner: Sequence[int] = (),
+        shortcut: bool = False,
         mean: bool = False,
         groups: int = 1,
         group_width: int = 64,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        outputs = width * self.expansion
-        width = width * group_width // 64 * groups
-        self.conv1 = _conv(inputs, width, 1, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(width, rngs=rngs)
-        self.conv2 = _conv(width, width, 3, stride=stride, groups=groups, dtype=dtype, rngs=rngs)
-        self.bn2 = BatchNorm(width, rngs=rngs)
-        self.conv3 = _conv(width, outputs, 1, dtype=dtype, rngs=rngs)
+        width = max(1, outputs // self.expansion * group_width // 64) * groups
+        before, after = inner or (width, width)
+        self.conv1 = _conv(inputs, before, 1, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(before, rngs=rngs)
+        self.conv2 = _conv(before, after, 3, stride=stride, groups=groups, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm(after, rngs=rngs)
+        self.conv3 = _conv(after, outputs, 1, dtype=dtype, rngs=rngs)
         self.bn3 = _zero_norm(outputs, rngs=rngs)
-        changes = stride != 1 or inputs != outputs
-        self.shortcut = Shortcut(inputs, outputs, stride, mean=mean, dtype=dtype, rngs=rngs) if changes else None
+        self.shortcut = Shortcut(inputs, outputs, stride, mean=mean, dtype=dtype, rngs=rngs) if shortcut else None
         self.drop = drop
 
     def __call__(self, x: Array, training: TrainingPass | None = None) -> Array:
-        """[batch, height, width, inputs] to [batch, height / stride, width / stride, 4 * width]."""
+        """[batch, height, width, inputs] to [batch, height / stride, width / stride, outputs]."""
         y = nnx.relu(self.bn1(self.conv1(x), training))
         y = nnx.relu(self.bn2(self.conv2(y), training))
         y = self.drop(self._expanded(y, training), training)
@@ -172,6 +177,9 @@ class ResNet(nnx.Module):
       dropout: before the head.
       drop_path: stochastic depth of the last block; it rises linearly from 0.
       remat: of each stage's blocks, as `run_block` names it.
+      widths: channels after the stem, unless the first block keeps them, and after each stage; then those within each
+        block, one number or, of bottlenecks, two. Without the latter they are as is customary for these stages; empty:
+        all are.
       dtype: of the computation.
     """
 
@@ -188,23 +196,32 @@ class ResNet(nnx.Module):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         remat: Sequence[str] = ("none",) * 4,
+        widths: Sequence[int] = (),
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        usual = stage_widths(block)
+        widths = widths or usual
+        stem_width, streams, within = widths[0], widths[len(usual) - len(depths) : len(usual)], widths[len(usual) :]
         size, stride = (3, 1) if small_images else (7, 2)
         stem: Any = DeepStem if deep else partial(_conv, size=size, stride=stride)
-        self.conv1 = stem(channels, STAGE_WIDTHS[0], dtype=dtype, rngs=rngs)
-        self.bn1: BatchNorm | Folded = BatchNorm(STAGE_WIDTHS[0], rngs=rngs)
+        self.conv1 = stem(channels, stem_width, dtype=dtype, rngs=rngs)
+        self.bn1: BatchNorm | Folded = BatchNorm(stem_width, rngs=rngs)
         self.small_images = small_images
         self.deep, self.pool = deep, pool
         make = partial(block, mean=deep, dtype=dtype, rngs=rngs)
         drops = iter(stochastic_depth(drop_path, sum(depths)))
-        stages, inputs = [], STAGE_WIDTHS[0]
-        for index, (width, depth) in enumerate(zip(STAGE_WIDTHS, depths, strict=True)):
+        per_block = inner_widths(block)
+        inner = iter([within[at : at + per_block] for at in range(0, len(within), per_block)] or sum(depths) * [()])
+        stages, inputs = [], stem_width
+        for index, (outputs, depth) in enumerate(zip(streams, depths, strict=True)):
             blocks = []
             for position, drop in enumerate(islice(drops, depth)):
-                blocks.append(make(inputs, width, 2 if index > 0 and position == 0 else 1, drop))
-                inputs = width * blocks[-1].expansion
+                # By its place, not by widths: in a pruned network two of them may be the same by chance.
+                shortcut = position == 0 and (index > 0 or len(usual) > len(depths))
+                stride = 2 if index > 0 and position == 0 else 1
+                blocks.append(make(inputs, outputs, stride, drop, inner=next(inner), shortcut=shortcut))
+                inputs = outputs
             stages.append(nnx.List(blocks))
         self.stages = nnx.List(stages)
         self.remat = tuple(remat)
@@ -246,6 +263,22 @@ class ResNet(nnx.Module):
         turned = x * sign
         gain, shift = self.bn1.coefficients(turned * sign, training)
         return nnx.relu(affine(max_pool_3x3_stride_2(turned), gain * sign, shift))
+
+
+def stage_widths(block: Callable[..., BasicBlock | Bottleneck]) -> tuple[int, ...]:
+    """Channels after the stem, where the first block changes them, and after each stage; the customary ones."""
+    expansion = _class_of(block).expansion
+    streams = tuple(width * expansion for width in STAGE_WIDTHS)
+    return streams if expansion == 1 else (STAGE_WIDTHS[0], *streams)
+
+
+def inner_widths(block: Callable[..., BasicBlock | Bottleneck]) -> int:
+    """How many widths there are within a block."""
+    return 1 if _class_of(block) is BasicBlock else 2
+
+
+def _class_of(block: Any) -> Any:
+    return block.func if isinstance(block, partial) else block
 
 
 RESNETS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -52,6 +53,37 @@ def image_costs(model: ModelDef, shape: tuple[int, ...], dtype: jnp.dtype) -> tu
     """
     arguments = (model.apply, model.params, model.stats, jax.ShapeDtypeStruct((1, *shape), dtype))
     return analytic_flops(*arguments), dtype.itemsize * analytic_activations(*arguments)
+
+
+def layer_flops(model: ModelDef, shape: tuple[int, ...]) -> dict[str, int]:
+    """FLOPs of each convolution and dense layer for one image, by path, as `analytic_flops` counts them.
+
+    Args:
+      model: of the registry.
+      shape: [height, width, channels] of the image.
+    """
+    noting = _Noting()
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    jax.eval_shape(replace(model, predicting=noting).apply, model.params, model.stats, image)
+    return noting.flops
+
+
+@dataclass(frozen=True)
+class _Noting:
+    """A model's own arithmetic, which notes the size of its products while it is traced."""
+
+    flops: dict[str, int] = field(default_factory=dict)
+
+    def weights(self, params: dict[str, Any]) -> dict[str, Any]:
+        return params
+
+    def product(self, path: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        def product(inputs: Any, kernel: Any, *rest: Any, **settings: Any) -> Any:
+            out = own(inputs, kernel, *rest, **settings)
+            self.flops[path] = self.flops.get(path, 0) + 2 * out.size * math.prod(kernel.shape[:-1])
+            return out
+
+        return product
 
 
 def _traced(fn: Callable[..., Any], arguments: tuple[Any, ...]) -> Jaxpr:

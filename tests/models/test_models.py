@@ -386,7 +386,7 @@ def test_resnet18_has_a_mean_and_a_variance_for_each_of_its_20_convolutions():
 
 @pytest.mark.parametrize(("block", "last"), [(BasicBlock, "bn2"), (Bottleneck, "bn3")])
 def test_residual_blocks_start_as_their_shortcut(block, last):
-    module = block(16, 16 // block.expansion, 1, Dropout(0, 0), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    module = block(16, 16, 1, Dropout(0, 0), dtype=jnp.float32, rngs=nnx.Rngs(0))
     zero = [path for path, array in flat(module).items() if path.endswith("scale") and not np.asarray(array).any()]
     assert zero == [f"{last}/scale"]
     x = jnp.abs(images_of(16, 4))
