@@ -28,7 +28,7 @@ test: lint types  ## lint, types, then all tests but the slow faults, the peers'
 test-faults: $(STAMP)  ## kills, damaged files, full disks, other devices, stops at every step; with a table of counts
 	XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/pytest tests/faults --ignore tests/faults/test_fuzz.py $(PYTEST_ARGS)
 
-test-fuzz: $(STAMP)  ## 155,000 changed files fed to what reads them; with a table of counts
+test-fuzz: $(STAMP)  ## 145,000 changed files fed to what reads them; with a table of counts
 	$(VENV)/bin/pytest tests/faults/test_fuzz.py $(PYTEST_ARGS)
 
 test-peers: $(PEERS_STAMP)  ## tests against torch and keras, in an environment of their own

@@ -262,7 +262,8 @@ def _with_arrays(bundle: Bundle, path: Path) -> Bundle:
     definition = bundle.definition()
     try:
         tensors = load_file(path)
-    except SafetensorError as error:
+    # ValueError: of an array without elements, the header may claim any other size.
+    except (SafetensorError, ValueError) as error:
         raise UserError(f"{path}: is no safetensors file ({error})") from error
     expected = {f"params/{name}": leaf for name, leaf in definition.params.items()}
     expected |= {f"stats/{name}": leaf for name, leaf in definition.stats.items()}

@@ -35,12 +35,17 @@ class StoredTensor:
         """The values.
 
         Raises:
-          UserError: they are no floating-point numbers, or some are not finite.
+          UserError: they are no floating-point numbers, some are not finite, or no array has such a shape.
         """
         if self.dtype not in FLOATS:
             raise UserError(f"{self._path}: {self.key} is of type {self.dtype}; weights are {', '.join(FLOATS)}")
+        try:
+            stored = self._file.get_tensor(self.key)
+        # Of an array without elements, the header may claim any other size.
+        except ValueError as error:
+            raise UserError(f"{self._path}: {self.key} cannot be read ({first_line(error)})") from error
         with np.errstate(over="ignore"):
-            values = self._file.get_tensor(self.key).astype(np.float32, copy=False)
+            values = stored.astype(np.float32, copy=False)
         if not np.isfinite(values).all():
             raise UserError(f"{self._path}: {self.key} holds values that are not finite in float32")
         return values

@@ -14,6 +14,10 @@ from pcls.errors import UserError
 from pcls.models.registry import define_model
 from pcls.pretrained.bundle import CARD, FACTS, WEIGHTS, Bundle, Calibration, load_bundle, save_bundle
 from pcls.pretrained.history import ClassRates, Training
+from pcls.pretrained.tensors import open_tensors
+
+_HEADER = b'{"a": {"dtype": "F32", "shape": [0, 18446744073709551615], "data_offsets": [0, 0]}}'
+EMPTY_BUT_HUGE = struct.pack("<Q", len(_HEADER)) + _HEADER
 
 
 @pytest.fixture(scope="module")
@@ -297,12 +301,20 @@ def test_wrong_shapes_types_and_names_are_named(folder):
         b"\x10\x00",
         struct.pack("<Q", 1 << 40) + b"{}",
         struct.pack("<Q", 50) + b'{"params/head/bias": {"dtype": "F32"',
+        EMPTY_BUT_HUGE,
     ],
 )
 def test_a_truncated_or_lying_header_is_refused(folder, content):
     (folder / WEIGHTS).write_bytes(content)
     sign(folder)
     assert "is no safetensors file" in refusal(folder)
+
+
+def test_a_tensor_of_a_shape_that_no_array_has_is_refused(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(EMPTY_BUT_HUGE)
+    with open_tensors(file) as stored, pytest.raises(UserError, match="a cannot be read"):
+        np.asarray(stored.tensors["a"])
 
 
 def test_a_bundle_may_be_copied_anywhere(bundle, folder, tmp_path):
