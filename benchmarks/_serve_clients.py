@@ -55,12 +55,13 @@ class Client(asyncio.Protocol):
         self.next()
 
     def next(self) -> None:
-        if time.perf_counter() >= self.until:
-            self.transport.close()
-        elif self.work is None:
-            self.send(time.perf_counter())
-        else:
+        if self.work is not None:
+            # What is due is sent, however late it is.
             self.task = asyncio.create_task(self.due(self.work))
+        elif time.perf_counter() >= self.until:
+            self.transport.close()
+        else:
+            self.send(time.perf_counter())
 
     async def due(self, work: asyncio.Queue[float]) -> None:
         self.send(await work.get())

@@ -24,8 +24,8 @@ import _ledger
 
 import pcls
 
-# A form of so many images: those of all clients together are as many as may wait.
-CLIENTS, LOAD, FORM = 32, 0.8, 8
+# A form is a whole batch.
+CLIENTS, LOAD, FORM = 32, 0.8, 32
 TAIL, GAIN, GROWTH = 3.0, 4.0, 5.0
 # Requests before memory is first read: threads, caches and pools are as large as they get by then.
 WARM = 5_000
@@ -35,9 +35,11 @@ class Server:
     """`pcls serve` of a bundle."""
 
     def __init__(self, bundle: Path, log: Path, batch: int):
+        # Room for a form from each client.
+        options = ["--port", "0", "--max-batch", str(batch), "--queue", str(CLIENTS * FORM)]
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pcls", "serve", str(bundle), "--port", "0", "--max-batch", str(batch)],
+                [sys.executable, "-m", "pcls", "serve", str(bundle), *options],
                 stderr=file,
                 env=os.environ | {"JAX_PLATFORMS": "cpu"},
             )
