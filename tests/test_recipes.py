@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,6 +23,8 @@ from pcls.models.registry import MODELS
 from pcls.models.resnet import BasicBlock, Bottleneck, ResNet
 from pcls.models.sequencer import Sequencer2D
 from pcls.models.speednet import SpeedNet
+from pcls.parallel.mesh import make_mesh
+from pcls.training import program
 
 TINY = ["train.duration=3 steps", "train.batch_size=16", "evaluate.every=3 steps", "checkpoint.every=3 steps"]
 ANY_NUMBER = ["data.expect_classes=0", "data.expect_records=0"]
@@ -49,7 +52,7 @@ TWINS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def narrow_networks() -> Iterator[None]:
-    """One block a stage and an eighth of the channels: the same layers, compiled in a fraction of the time."""
+    """One block a stage, an eighth of the channels, one device: the same layers, compiled in a fraction of the time."""
     depths, widths = (1, 1, 1, 1), (8, 16, 32, 64)
     builds = {
         "resnet18": partial(ResNet, BasicBlock, depths),
@@ -60,6 +63,8 @@ def narrow_networks() -> Iterator[None]:
         "sequencer2d_s": partial(Sequencer2D, (1, 1), (8, 16), (7, 2), remat=("none",) * 2),
     }
     with pytest.MonkeyPatch.context() as patched:
+        # What several devices change is tested by training/test_program.py.
+        patched.setattr(program, "make_mesh", lambda *axes: make_mesh(*axes[:3], jax.devices()[:1]))
         patched.setattr(resnet, "STAGE_WIDTHS", widths)
         for name, build in builds.items():
             patched.setitem(MODELS, name, replace(MODELS[name], build=build))

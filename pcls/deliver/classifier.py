@@ -19,6 +19,7 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.data.workers import usable_cores
 from pcls.deliver.inputs import Picture, read_pixels, read_steps
 from pcls.evaluation.thresholds import probabilities as label_probabilities
+from pcls.models.folding import fold_batch_norm
 from pcls.nn.module import Arrays
 from pcls.pretrained.bundle import Bundle
 
@@ -98,10 +99,13 @@ class Classifier:
         self.class_names = bundle.class_names
         self.thresholds = bundle.thresholds
         self.preprocessing = bundle.preprocessing
-        (definition, params), dtype = bundle.runnable(), jnp.dtype(bundle.precision)
+        definition, params = bundle.runnable()
+        stats = dict(bundle.stats)
+        if bundle.quantization is None:
+            definition, params, stats = fold_batch_norm(definition, params, stats)
         self._any_length = definition.takes_lengths
-        calibration = bundle.calibration
-        self._params, self._stats = jax.device_put((params, dict(bundle.stats)))
+        calibration, dtype = bundle.calibration, jnp.dtype(bundle.precision)
+        self._params, self._stats = jax.device_put((params, stats))
 
         @jax.jit
         def answers(params: Arrays, stats: Arrays, images: jax.Array, lengths: jax.Array | None) -> jax.Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -58,13 +57,10 @@ def fold_batch_norm(definition: ModelDef, params: Arrays, stats: Arrays) -> tupl
       Definition, params and stats of the folded model: each folded convolution has a `bias`, its BatchNorm has nothing
       left. Training passes leave it as it is, too: it has no running statistics.
     """
-    model = nnx.eval_shape(definition.build, jax.random.key(0))
-    pairs = batch_norm_pairs(model)
+    pairs = batch_norm_pairs(definition.module())
     if not pairs:
         return definition, params, stats
-    folded = ModelDef.of(
-        lambda rngs: _without_norms(definition.build(rngs.params()), pairs), takes_lengths=definition.takes_lengths
-    )
+    folded = definition.changed(lambda model: _without_norms(model, pairs))
     params, stats = dict(params), dict(stats)
     for pair in pairs:
         params |= _folded(pair, params, stats)

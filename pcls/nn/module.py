@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import jax
@@ -54,6 +54,25 @@ class ModelDef:
 
         graph, params, stats = _split(nnx.eval_shape(from_key, jax.random.key(0)))
         return cls(graph, params, stats, from_key, takes_lengths)
+
+    def module(self) -> Any:
+        """The module, with shapes in the place of its arrays."""
+        return nnx.merge(self.graph, _nested(dict(self.params)), _nested(dict(self.stats)))
+
+    def changed(self, change: Callable[[Any], Any]) -> ModelDef:
+        """The model with its module changed, as by other layers in place of some.
+
+        Args:
+          change: takes the module, of shapes or of arrays, and returns it changed.
+        """
+        graph, params, stats = _split(change(self.module()))
+
+        def shapes(arrays: Arrays) -> Arrays:
+            return {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in arrays.items()}
+
+        return replace(
+            self, graph=graph, params=shapes(params), stats=shapes(stats), build=lambda key: change(self.build(key))
+        )
 
     def init(self, key: Array) -> tuple[Arrays, Arrays]:
         """Parameters and statistics; call it under jit with output shardings, so that they are born sharded."""
