@@ -337,6 +337,9 @@ def compress(
     bits: int = 8,
     records: int = 256,
     max_loss: float = 1.0,
+    steps: int = 3,
+    finetune: str = "",
+    score: str = "l2",
     out: str | Path = "",
     say: Callable[[str], None] | None = None,
 ) -> Compressed:
@@ -344,17 +347,25 @@ def compress(
 
     Args:
       run: a run or its folder.
-      target: `int8`: integers for weights and for the inputs of convolutions and dense layers.
-      weights_only: inputs stay as they are.
-      bits: of the weights, 8 or 4.
-      records: training records that the ranges of inputs are taken from, and held-out ones that each layer by itself is
-        tried on.
+      target: `int8`: integers for weights and for the inputs of convolutions and dense layers. `flops=0.5`: channels
+        are removed until that share of the FLOPs is left. `size=1MB`: of the weight file, by integer weights and, where
+        these are not enough, by removing channels. `latency=2ms`: of a prediction of one image on this machine, by
+        removing channels.
+      weights_only: inputs stay as they are; with `int8`.
+      bits: of integer weights, 8 or 4; with `int8` and `size`.
+      records: with `int8`: training records that the ranges of inputs are taken from, and held-out ones that each layer
+        by itself is tried on.
       max_loss: points of top-1 accuracy that it may cost.
+      steps: in which channels are removed; after each the network is trained a little, with the run as its teacher.
+      finetune: how long each time, as `2 epochs`; empty: a fifth of the run's length.
+      score: which channels go: those whose kernels are smallest (`l2`, `l1`), or the scales of their BatchNorm
+        (`scale`).
       out: folder of the new bundle; empty: beside the run's own.
       say: hears of each step; None: standard error does.
 
     Raises:
-      UserError: no such target, the run is not finished, or more is lost; nothing is written then.
+      UserError: no such target, the run is not finished, its network cannot be pruned, or more is lost; nothing is
+        written then.
     """
     from pcls.compression.pipeline import compress_run
 
@@ -365,7 +376,11 @@ def compress(
         bits=bits,
         records=records,
         max_loss=max_loss,
+        steps=steps,
+        finetune=finetune,
+        score=score,
         out=out,
+        start_of=_start,
         say=say or _to_stderr,
     )
 

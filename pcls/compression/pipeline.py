@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import jax
 
-from pcls.compression.latency import latencies
-from pcls.compression.measured import Compressed, Variant, compressed_json
-from pcls.compression.quantize import floats, input_ranges, quantize
-from pcls.compression.sensitivity import Sensitivity, sensitivities
+from pcls.compression.measured import Compressed, Variant, compressed_json, points_lost
+from pcls.compression.narrow import goal_of
+from pcls.compression.prune import Score
+from pcls.compression.recovery import Recovery, usual_length
+from pcls.compression.targets import Target, parse_target
 from pcls.compression.text import variants_text
+from pcls.compression.tradeoff import tradeoff_svg
+from pcls.compression.work import Work
+from pcls.config import Recipe
+from pcls.config.duration import Duration
 from pcls.config.load import with_overrides
 from pcls.data.dataset import check_one_label
-from pcls.data.pipeline import Batch, evaluation_batches
-from pcls.data.sources.source import Source
-from pcls.data.workers import usable_cores
 from pcls.errors import UserError
-from pcls.nn.quantized import Bits, Quantization, quantizer
-from pcls.parallel.mesh import local_rows, shard_count
-from pcls.parallel.processes import place
+from pcls.nn.quantized import Bits, quantizer
 from pcls.parallel.tuning import tune_process
-from pcls.pretrained.bundle import FACTS, WEIGHTS, Bundle, load_bundle, save_bundle
-from pcls.run.calibrate import some_records
-from pcls.run.evaluate import Evaluator, saved_preprocessing
+from pcls.pretrained.bundle import FACTS, load_bundle, save_bundle
+from pcls.run.evaluate import saved_preprocessing
 from pcls.run.folder import RunFolder
-from pcls.run.setup import Setup, prepare
+from pcls.run.setup import prepare
+from pcls.run.weights import Start
 
-TARGETS = ("int8",)
-# Images of a calibration batch, about.
-BATCH = 64
 # What was measured, beside the bundle's own files.
-FACTS_OF_COMPRESSION = "compression.json"
+FACTS_OF_COMPRESSION, PICTURE = "compression.json", "tradeoff.svg"
+RECORDS, STEPS = 256, 3
 Say = Callable[[str], None]
 
 
@@ -46,29 +43,43 @@ def compress_run(
     target: str = "int8",
     weights_only: bool = False,
     bits: int = 8,
-    records: int = 256,
+    records: int = RECORDS,
     max_loss: float = 1.0,
+    steps: int = STEPS,
+    finetune: str = "",
+    score: str = "l2",
     out: str | Path = "",
+    start_of: Callable[[Recipe], Start | None],
     say: Say,
 ) -> Compressed:
     """Writes a smaller bundle of a finished run, and leaves the run's own as it is.
 
     Args:
       path: the run's folder.
-      target: `int8`: integers of 8 bits for weights and for the inputs of convolutions and dense layers.
-      weights_only: inputs stay as they are.
-      bits: of the weights, 8 or 4.
-      records: training records that the ranges of inputs are taken from, and held-out ones that each layer by itself
-        is tried on.
+      target: `int8`: integers of 8 bits for weights and for the inputs of convolutions and dense layers. `flops=0.5`:
+        channels are removed until that share of the FLOPs is left. `size=1MB`: of the weight file, by integer weights
+        and, where these are not enough, by removing channels. `latency=2ms`: of a prediction of one image on this
+        machine, by removing channels.
+      weights_only: inputs stay as they are; with `int8`.
+      bits: of integer weights, 8 or 4; with `int8` and `size`.
+      records: with `int8`: training records that the ranges of inputs are taken from, and held-out ones that each layer
+        by itself is tried on.
       max_loss: points of top-1 accuracy on the run's held-out records that it may cost.
+      steps: in which channels are removed; after each the network is trained a little.
+      finetune: how long each time, as `2 epochs`; empty: a fifth of the run's length.
+      score: which channels go, as `prune` says.
       out: folder of the new bundle; empty: beside the run's own.
+      start_of: makes the weights that a recipe names.
       say: hears of each step, and what was measured before anything is refused.
 
     Raises:
-      UserError: no such target, a run that is not finished, a folder that holds something else, or more than `max_loss`
-        is lost; nothing is written then.
+      UserError: no such target, a run that is not finished, a network that cannot be pruned, a folder that holds
+        something else, or more than `max_loss` is lost; nothing is written then.
     """
-    checked = _checked_bits(target, bits, records, max_loss)
+    wanted = parse_target(target)
+    checked = _checked_bits(bits, records, max_loss)
+    length, checked_score = _checked_pruning(steps, finetune, score)
+    _check_effects(wanted, weights_only, bits, records, steps, finetune, score)
     folder = RunFolder(path)
     if not folder.exists() and (folder.path / FACTS).is_file():
         raise UserError(f"{path}: is a bundle; compression needs the run's data too: name the run's folder")
@@ -80,38 +91,38 @@ def compress_run(
     bundle = load_bundle(folder.bundle)
     if bundle.quantization is not None:
         raise UserError(f"{folder.bundle}: is quantized already ({bundle.quantization}); compress the run it came from")
-    name = f"int{bits}{'_weights' if weights_only else ''}"
+    name = f"int{bits}{'_weights' if weights_only else ''}" if wanted.kind == "int8" else wanted.folder_name
     target_folder = _free(Path(out) if out else folder.path / f"bundle_{name}")
-    quantizer()
+    if wanted.kind in ("int8", "size"):
+        quantizer()
     tune_process()
     if jax.process_count() > 1:
         raise UserError("pcls compress measures latencies, in one process; start it without --coordinator")
+    # Before the data is opened: what cannot be is told at once.
+    goal = goal_of(wanted, bundle, checked, checked_score, say)
     setup = prepare(recipe, saved_preprocessing(folder))
     if setup.dataset.class_names != bundle.class_names:
         raise UserError(f"{path}: the data has other classes than the run was trained with; bring the old data back")
-    work = _Work(bundle, setup, records, say)
-    quantized = [bundle, work.quantized(checked, {})]
-    if not weights_only:
-        quantized.append(work.quantized(checked, work.ranges()))
-    variants = work.measured(quantized)
-    if lost := _too_much(variants, max_loss, weights_only=weights_only):
+    work = Work(bundle, setup, records, say)
+    if wanted.kind == "int8":
+        variants, last = work.quantized(checked, weights_only=weights_only)
+    else:
+        recovery = Recovery(recipe, folder.path, length or usual_length(recipe), start_of)
+        variants, last = work.narrowed(goal, recovery, steps, checked_score, max_loss)
+    if lost := _fault(wanted, variants, max_loss, weights_only=weights_only):
         say(variants_text(variants))
         raise UserError(f"{path}: {lost}")
-    last = quantized[-1]
-    assert last.quantization is not None
-    layers = tuple(work.sensitivities(last.quantization))
-    summary = variants[-1].evaluation.summary()
+    layers = tuple(work.sensitivities(last.quantization)) if wanted.kind == "int8" and last.quantization else ()
     # Rates of the classes are those of the model as it was.
-    training = bundle.training and replace(bundle.training, classes=())
-    save_bundle(replace(last, metrics=summary, training=training), target_folder)
+    training = last.training and replace(last.training, classes=())
+    save_bundle(replace(last, metrics=variants[-1].evaluation.summary(), training=training), target_folder)
     found = Compressed(target_folder, tuple(variants), layers)
     (target_folder / FACTS_OF_COMPRESSION).write_text(json.dumps(compressed_json(found), indent=2) + "\n", "utf-8")
+    (target_folder / PICTURE).write_text(tradeoff_svg(wanted.kind, variants), "utf-8")
     return found
 
 
-def _checked_bits(target: str, bits: int, records: int, max_loss: float) -> Bits:
-    if target not in TARGETS:
-        raise UserError(f"--target {target}: allowed: {', '.join(TARGETS)}")
+def _checked_bits(bits: int, records: int, max_loss: float) -> Bits:
     if records < 1:
         raise UserError(f"--records {records}: a number >= 1 is needed; ranges are taken from records")
     if not 0 <= max_loss <= 100:
@@ -122,95 +133,70 @@ def _checked_bits(target: str, bits: int, records: int, max_loss: float) -> Bits
     raise UserError(f"--bits {bits}: allowed: {', '.join(map(str, get_args(Bits)))}")
 
 
+def _checked_pruning(steps: int, finetune: str, score: str) -> tuple[Duration | None, Score]:
+    """How long each training is, None: as is usual; and the score."""
+    if not 1 <= steps <= 100:
+        raise UserError(f"--steps {steps}: 1 to 100 are allowed")
+    try:
+        length = Duration.parse(finetune) if finetune else None
+    except ValueError:
+        length = Duration(0, "steps")
+    if length is not None and not length.value:
+        raise UserError(f"--finetune {finetune}: a length is needed, such as 2 epochs or 600 steps")
+    for allowed in get_args(Score):
+        if score == allowed:
+            return length, allowed
+    raise UserError(f"--score {score}: allowed: {', '.join(get_args(Score))}")
+
+
+def _check_effects(
+    wanted: Target, weights_only: bool, bits: int, records: int, steps: int, finetune: str, score: str
+) -> None:
+    """UserError for an option that would be without effect."""
+    integers = wanted.kind in ("int8", "size")
+    told = {
+        "--weights-only": weights_only and wanted.kind != "int8",
+        "--records": records != RECORDS and wanted.kind != "int8",
+        "--bits": bits != 8 and not integers,
+        "--steps": steps != STEPS and wanted.kind == "int8",
+        "--finetune": bool(finetune) and wanted.kind == "int8",
+        "--score": score != "l2" and wanted.kind == "int8",
+    }
+    for option, useless in told.items():
+        if useless:
+            raise UserError(f"{option} has no effect with --target {wanted.text}; leave it out")
+
+
 def _free(folder: Path) -> Path:
-    """The folder; UserError where it holds anything but an older quantized bundle, which is replaced."""
-    if folder.exists() and (not (folder / FACTS).is_file() or load_bundle(folder).quantization is None):
+    """The folder; UserError where it holds anything but an older compressed bundle, which is replaced."""
+    ours = (folder / FACTS).is_file() and (
+        (folder / FACTS_OF_COMPRESSION).is_file() or load_bundle(folder).quantization is not None
+    )
+    if folder.exists() and not ours:
         raise UserError(
-            f"{folder}: exists, and is no quantized bundle that could be replaced; name another: --out FOLDER"
+            f"{folder}: exists, and is no compressed bundle that could be replaced; name another: --out FOLDER"
         )
     return folder
 
 
-def _too_much(variants: list[Variant], max_loss: float, *, weights_only: bool) -> str:
-    """What is lost, where that is more than allowed; empty: it is not."""
-    before, after = variants[0].evaluation, variants[-1].evaluation
-    lost = 100 * (round(before.top1 * before.n) - round(after.top1 * after.n)) / max(before.n, 1)
-    if lost <= max_loss + 1e-9:
-        return ""
-    return (
-        f"{variants[-1].name} lose {lost:.2f} points of top-1 accuracy on {before.n:,} records, and --max-loss allows "
-        f"{max_loss:g}; nothing was written; try {'' if weights_only else '--weights-only, or '}training with "
-        "train.quantize (docs/compress.md)"
-    )
-
-
-class _Work:
-    """A run's model and data, and what is measured of them."""
-
-    def __init__(self, bundle: Bundle, setup: Setup, records: int, say: Say):
-        self._bundle, self._setup, self._records, self._say = bundle, setup, records, say
-        self._params, self._stats = dict(bundle.params), dict(bundle.stats)
-
-    def ranges(self) -> dict[str, float]:
-        """Of the inputs of each layer, from training records without augmentation."""
-        dataset = self._setup.dataset
-        source = some_records(replace(dataset, evaluation=dataset.train), self._records).evaluation
-        self._say(f"ranges of inputs from {len(source):,} training records")
-        arguments = self._params, self._stats, self._batches(source), dataset.preprocessing, self._bundle.precision
-        return input_ranges(self._bundle.definition(), *arguments)
-
-    def quantized(self, bits: Bits, ranges: Mapping[str, float]) -> Bundle:
-        """The bundle with its weights quantized, and with its inputs where ranges are given."""
-        quantization = quantize(self._params, ranges, bits)
-        return replace(self._bundle, params=floats(self._params, quantization), quantization=quantization)
-
-    def measured(self, bundles: list[Bundle]) -> list[Variant]:
-        """Accuracy on all held-out records, size of the file, latencies in turns."""
-        evaluations = []
-        for bundle in bundles:
-            self._say(f"{_name(bundle)}: {len(self._setup.dataset.evaluation):,} held-out records")
-            model, params = bundle.runnable()
-            evaluations.append(Evaluator(replace(self._setup, model=model))(params, self._stats)[0])
-        self._say("latencies, in turns")
-        shape, precision = self._bundle.preprocessing.shape, self._bundle.precision
-        times = latencies([(*bundle.runnable(), self._stats) for bundle in bundles], shape, precision)
-        return [
-            Variant(_name(bundle), evaluation, _file_bytes(bundle), tuple(own))
-            for bundle, evaluation, own in zip(bundles, evaluations, times, strict=True)
+def _fault(wanted: Target, variants: list[Variant], max_loss: float, *, weights_only: bool) -> str:
+    """Why the last variant is not what was asked for; empty: it is."""
+    first, last = variants[0], variants[-1]
+    lost = points_lost(first.evaluation, last.evaluation)
+    if lost > max_loss + 1e-9:
+        enough = [
+            one.name for one in variants[1:-1] if points_lost(first.evaluation, one.evaluation) <= max_loss + 1e-9
         ]
-
-    def sensitivities(self, quantization: Quantization) -> list[Sensitivity]:
-        """Of each kernel, on some held-out records."""
-        batches = self._batches(some_records(self._setup.dataset, self._records).evaluation)
-        return sensitivities(
-            self._bundle.definition(),
-            self._params,
-            self._stats,
-            quantization,
-            batches,
-            self._setup.dataset.preprocessing,
-            self._bundle.precision,
-            self._say,
+        advice = f"{'' if weights_only else '--weights-only, or '}training with train.quantize (docs/compress.md)"
+        if wanted.kind != "int8":
+            advice = f"{f'a target that {enough[-1]} reaches, ' if enough else ''}a longer --finetune, or more --steps"
+        return (
+            f"{last.name} lose {lost:.2f} points of top-1 accuracy on {first.evaluation.n:,} records, and --max-loss "
+            f"allows {max_loss:g}; nothing was written; try {advice}"
         )
-
-    def _batches(self, source: Source) -> list[Batch]:
-        setup, shards = self._setup, shard_count(self._setup.mesh)
-        size = -(-min(BATCH, len(source)) // shards) * shards
-        with evaluation_batches(
-            source,
-            setup.dataset.preprocessing,
-            batch_size=size,
-            rows=local_rows(setup.batch_sharding, size),
-            threads=0 if setup.dataset.in_memory else setup.recipe.data.workers or usable_cores(),
-        ) as batches:
-            return [place(batch, setup.batch_sharding, size) for batch in batches]
-
-
-def _name(bundle: Bundle) -> str:
-    return str(bundle.quantization or bundle.precision)
-
-
-def _file_bytes(bundle: Bundle) -> int:
-    with tempfile.TemporaryDirectory() as place:
-        save_bundle(bundle, Path(place) / "bundle")
-        return (Path(place) / "bundle" / WEIGHTS).stat().st_size
+    if wanted.kind == "latency" and last.latencies[0].median > wanted.value:
+        return (
+            f"a prediction of {last.name} takes {last.latencies[0].median:.3g} ms, and {wanted.text} was asked for; "
+            "nothing was written; measure on a quiet machine, or ask for less"
+        )
+    return ""

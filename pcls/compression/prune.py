@@ -61,13 +61,8 @@ def prune(
       UserError: a network of which nothing can be removed, less than one step of each layer is asked for, or a score
         that it does not have.
     """
+    check_prunable(definition)
     groups = channels_of(definition)
-    if not groups:
-        raise UserError(
-            "this network cannot be pruned: pcls removes channels of cnn28, of ResNets without a deep stem and of "
-            "wide ResNets; recurrent layers, depthwise and grouped convolutions have none that stand by themselves; "
-            "int8 is for all: --target int8"
-        )
     scores = [_scores(group, params, stats, score) for group in groups]
     costs = _Costs(definition, groups, [len(own) for own in scores], shape)
     counts = _counts(scores, costs, flops)
@@ -75,6 +70,16 @@ def prune(
     whole = {path: np.asarray(array) for path, array in params.items()}, dict(stats)
     params, stats = without_channels(*whole, groups, kept)
     return Pruned(tuple(counts), params, stats, kept)
+
+
+def check_prunable(definition: ModelDef, name: str = "this network") -> None:
+    """UserError where nothing can be removed of a network."""
+    if not channels_of(definition):
+        raise UserError(
+            f"{name} cannot be pruned: pcls removes channels of cnn28, of ResNets without a deep stem and of wide "
+            "ResNets; recurrent layers, depthwise and grouped convolutions have none that stand by themselves; --target"
+            " int8 is for all of them"
+        )
 
 
 def without_channels(

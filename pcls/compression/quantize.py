@@ -21,6 +21,7 @@ from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing
 from pcls.nn.module import Arrays, ModelDef
 from pcls.nn.quantized import Bits, Product, Quantization, quantize_weights, takes_integers
+from pcls.pretrained.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -87,3 +88,9 @@ def quantize(params: Mapping[str, Any], ranges: Mapping[str, float], bits: Bits)
 def floats(params: Mapping[str, Any], quantization: Quantization) -> dict[str, Any]:
     """Parameters with what the integers stand for in place of the kernels."""
     return dict(params) | {path: array.floats() for path, array in quantization.weights.items()}
+
+
+def with_integers(bundle: Bundle, bits: Bits, ranges: Mapping[str, float]) -> Bundle:
+    """A bundle with its weights quantized, and its inputs where their ranges are given."""
+    quantization = quantize(bundle.params, ranges, bits)
+    return replace(bundle, params=floats(bundle.params, quantization), quantization=quantization)

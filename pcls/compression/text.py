@@ -16,7 +16,19 @@ def variants_text(variants: Sequence[Variant]) -> str:
     """Before and after, a line each; times beside those of the first."""
     first = variants[0]
     sizes = [latency.batch for latency in first.latencies]
-    header = ["", "records", "right", "top-1 %", "points", "file", "of it", *(f"ms, batch {size}" for size in sizes)]
+    header = [
+        "",
+        "records",
+        "right",
+        "top-1 %",
+        "points",
+        "parameters",
+        "MFLOPs",
+        "of it",
+        "file",
+        "of it",
+        *(f"ms, batch {size}" for size in sizes),
+    ]
     rows = []
     for variant in variants:
         found, times = variant.evaluation, zip(variant.latencies, first.latencies, strict=True)
@@ -27,6 +39,9 @@ def variants_text(variants: Sequence[Variant]) -> str:
                 f"{round(found.top1 * found.n):,}",
                 f"{100 * found.top1:.2f}",
                 "" if variant is first else f"{100 * (found.top1 - first.evaluation.top1):+.2f}",
+                f"{variant.parameters:,}",
+                f"{variant.flops / 1e6:,.4g}",
+                "" if variant is first else f"{variant.flops / first.flops:.1%}",
                 _bytes(variant.file_bytes),
                 "" if variant is first else f"{variant.file_bytes / first.file_bytes:.1%}",
                 *(_time(own, other, beside=variant is not first) for own, other in times),
