@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import socket
+import sys
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pcls.config import Recipe, dump_recipe, load_recipe
 from pcls.errors import UserError
+from pcls.run.lock import LEASE, Seen, keep, since, take
 
-UNWRITTEN_LOCK_SECONDS = 5.0
+POLL_SECONDS = 1.0
 
 Status = Literal["running", "stopped", "finished"]
 
@@ -94,128 +92,36 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Holds the run: one process writes at a time.
 
-        The lock file names host, pid and the process's start; one that a dead process of this host left is taken over.
+        The lock of a dead process is taken over; whether one of another machine is dead takes a while to know.
 
         Raises:
-          UserError: another live process, or one of another host, holds it.
+          UserError: a live process holds it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run.dir {self.path}: cannot be written ({error.strerror})") from error
-        lock = self.path / "lock"
-        holder = take(lock)
+        lock, seen = self.path / "lock", Seen()
+        told = False
+        while (holder := take(lock, seen)) is not None and not holder.certain:
+            if not told:
+                print(
+                    f"{self.path}: process {holder.pid} on {holder.host} was writing this run; waiting up to "
+                    f"{LEASE:.0f} s to see whether it still does",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                told = True
+            time.sleep(POLL_SECONDS)
         if holder is not None:
-            here = (
-                "" if holder["host"] == socket.gethostname() else ", and whether it still runs cannot be seen from here"
-            )
             raise UserError(
-                f"{self.path}: process {holder['pid']} on {holder['host']} is writing this run{_since(lock)}{here}; "
-                f"stop it first, or delete {lock} if you know that it is gone"
+                f"{self.path}: process {holder.pid} on {holder.host} is writing this run{since(lock)}; stop it first"
             )
-        try:
+        with keep(lock):
             yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def take(lock: Path) -> dict[str, Any] | None:
-    """Makes a lock file that names this process's host, pid and start; one of a dead process of this host is replaced.
-
-    Returns:
-      None: this process holds the lock now, and removes the file in the end. Else the `host`, `pid` and `started` of
-      the process that holds it: a live one, or one of another host, of which nobody here can know.
-    """
-    me = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())})
-    while not _create(lock, me):
-        found = _identity(lock)
-        holder = _holder(lock)
-        if holder is None and _age(lock) < UNWRITTEN_LOCK_SECONDS:
-            # Made a moment ago and not written yet.
-            time.sleep(0.1)
-            continue
-        if holder is not None and _alive(holder):
-            return holder
-        _remove(lock, found)
-    return None
 
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-def _create(lock: Path, text: str) -> bool:
-    try:
-        descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        return False
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    return True
-
-
-def _identity(lock: Path) -> tuple[int, int] | None:
-    try:
-        status = lock.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
-def _remove(lock: Path, found: tuple[int, int] | None) -> None:
-    """Removes a stale lock, unless another process was faster: its new one must stay."""
-    with contextlib.suppress(FileNotFoundError), lock.open() as file:
-        # One at a time may compare and remove the same file.
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if _identity(lock) == found:
-            lock.unlink()
-
-
-def _holder(lock: Path) -> dict[str, Any] | None:
-    try:
-        holder = json.loads(lock.read_text(encoding="utf-8"))
-        return {"host": str(holder["host"]), "pid": int(holder["pid"]), "started": str(holder["started"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _since(lock: Path) -> str:
-    """Since when, by this machine's time of day."""
-    try:
-        return f" since {datetime.fromtimestamp(lock.stat().st_mtime):%Y-%m-%d %H:%M}"
-    except OSError:
-        # Given back in this moment.
-        return ""
-
-
-def _age(lock: Path) -> float:
-    try:
-        # A clock that was set back in between gives no negative age: nobody would wait for it to pass.
-        return abs(time.time() - lock.stat().st_mtime)
-    except FileNotFoundError:
-        return 0.0
-
-
-def _alive(holder: dict[str, Any]) -> bool:
-    if holder["host"] != socket.gethostname():
-        # Nobody here can know; deleting the lock is the user's decision.
-        return True
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    # The number may have been given to another process since.
-    return _started(holder["pid"]) == holder["started"]
-
-
-def _started(pid: int) -> str:
-    """When a process started, in the kernel's ticks; empty where the system does not tell."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return fields[19]

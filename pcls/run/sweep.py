@@ -26,7 +26,8 @@ from pcls.config.load import flat_recipe, with_overrides
 from pcls.errors import PclsError, RestartRequested, UserError, first_line
 from pcls.models.registry import model_entry
 from pcls.run.evaluate import EVALUATION
-from pcls.run.folder import RunFolder, take
+from pcls.run.folder import RunFolder
+from pcls.run.lock import Holder, Seen, keep, take
 from pcls.run.train import train_or_resume
 from pcls.run.trials import (
     Setting,
@@ -211,14 +212,14 @@ def _finish(
     trials: Sequence[Trial], folder: Path, metric: str, start_of: StartOf, say: Say
 ) -> list[tuple[Trial, Outcome]]:
     """Every trial's outcome, once all have one."""
-    told = ""
+    told, seen = "", Seen()
     while True:
         busy = None
         for number, trial in enumerate(trials, 1):
             if _outcome(folder / trial.name, metric) is not None:
                 continue
             begin = time.perf_counter()
-            holder = _train_alone(trial, folder, metric, start_of)
+            holder = _train_alone(trial, folder, metric, start_of, seen)
             if holder is not None:
                 busy = holder
                 continue
@@ -231,9 +232,9 @@ def _finish(
             return outcomes
         if busy is None:
             continue
-        waiting = f"waiting for others, such as process {busy['pid']} on {busy['host']}"
+        waiting = f"waiting for others, such as process {busy.pid} on {busy.host}"
         if waiting != told:
-            say(f"{waiting}; if you know that it is gone, delete its .lock file in {folder}")
+            say(waiting)
             told = waiting
         time.sleep(POLL_SECONDS)
 
@@ -242,18 +243,16 @@ def _in_words(name: str, metric: str, out: Outcome) -> str:
     return f"{name}  failed: {out.error}" if out.value is None else f"{name}  {metric} {out.value:.4f}"
 
 
-def _train_alone(trial: Trial, folder: Path, metric: str, start_of: StartOf) -> dict[str, Any] | None:
-    """Trains a trial unless another process does; returns that one."""
+def _train_alone(trial: Trial, folder: Path, metric: str, start_of: StartOf, seen: Seen) -> Holder | None:
+    """Trains a trial unless another process does, or may; returns that one."""
     lock = folder / f"{trial.name}.lock"
-    holder = take(lock)
+    holder = take(lock, seen)
     if holder is not None:
         return holder
-    try:
+    with keep(lock):
         # It may have been finished between the look and the lock.
         if _outcome(folder / trial.name, metric) is None:
             _train(trial, folder / trial.name, start_of)
-    finally:
-        lock.unlink(missing_ok=True)
     return None
 
 

@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from datetime import datetime
 
 import pytest
 
 from pcls.config import Recipe
 from pcls.errors import UserError
+from pcls.run import lock
 from pcls.run.folder import RunFolder
 
 HOLD = """
@@ -39,8 +41,8 @@ def holder(tmp_path):
 def written_lock(folder, **changes):
     """A lock that names this process, but for the changes."""
     with folder.locked():
-        lock = json.loads((folder.path / "lock").read_text())
-    (folder.path / "lock").write_text(json.dumps(lock | changes))
+        held = json.loads((folder.path / "lock").read_text())
+    (folder.path / "lock").write_text(json.dumps(held | changes))
 
 
 @pytest.fixture
@@ -79,25 +81,68 @@ def test_the_lock_of_a_process_whose_number_was_given_away_is_taken_over(folder)
         pass
 
 
-def test_the_lock_of_another_host_is_refused_with_its_age_and_which_file_to_delete(folder):
-    written_lock(folder, host="node17", pid=4711)
-    lock = folder.path / "lock"
-    begun = datetime(2026, 11, 30, 13, 2, 59)
-    os.utime(lock, (begun.timestamp(), begun.timestamp()))
+ELSEWHERE = [{"host": "node17", "pid": 4711}, {"space": "pid:[1]"}]
+
+
+@pytest.mark.parametrize("changes", ELSEWHERE, ids=["another machine", "another container"])
+def test_the_lock_of_a_machine_that_is_gone_is_taken_over_when_nobody_has_renewed_it_for_a_while(
+    changes, folder, monkeypatch, capsys
+):
+    monkeypatch.setattr(lock, "LEASE", 1.0)
+    monkeypatch.setattr("pcls.run.folder.POLL_SECONDS", 0.1)
+    written_lock(folder, **changes)
+    begin = time.monotonic()
+    with folder.locked():
+        assert json.loads((folder.path / "lock").read_text())["pid"] == os.getpid()
+    assert time.monotonic() - begin > 1
+    said = capsys.readouterr().err
+    assert said.count("was writing this run; waiting up to 90 s to see whether it still does") == 1
+
+
+@pytest.mark.parametrize("changes", ELSEWHERE, ids=["another machine", "another container"])
+def test_the_lock_of_another_machine_that_is_renewed_is_refused(changes, folder, monkeypatch):
+    monkeypatch.setattr("pcls.run.folder.POLL_SECONDS", 0.1)
+    written_lock(folder, taken=datetime(2026, 11, 30, 13, 2, 59).timestamp(), **changes)
+    threading.Timer(0.5, os.utime, (folder.path / "lock",)).start()
     with pytest.raises(UserError) as caught, folder.locked():
         pass
-    assert str(caught.value) == (
-        f"{folder.path}: process 4711 on node17 is writing this run since 2026-11-30 13:02, and whether it still runs "
-        f"cannot be seen from here; stop it first, or delete {lock} if you know that it is gone"
-    )
-    lock.unlink()
+    who = f"process {changes.get('pid', os.getpid())} on {changes.get('host', socket.gethostname())}"
+    assert str(caught.value) == (f"{folder.path}: {who} is writing this run since 2026-11-30 13:02; stop it first")
+    assert (folder.path / "lock").exists()
+
+
+def test_a_holder_renews_its_lock(folder, monkeypatch):
+    monkeypatch.setattr(lock, "RENEW", 0.1)
     with folder.locked():
-        pass
+        before = (folder.path / "lock").stat().st_mtime_ns
+        time.sleep(0.5)
+        assert (folder.path / "lock").stat().st_mtime_ns > before
+
+
+STOOD_STILL = """
+import json, sys, time
+from pcls.run import lock
+from pcls.run.folder import RunFolder
+lock.RENEW = 0.2
+folder = RunFolder(sys.argv[1])
+with folder.locked():
+    held = json.loads((folder.path / "lock").read_text())
+    (folder.path / "lock").write_text(json.dumps(held | {"host": "node17"}))
+    time.sleep(20)
+"""
+
+
+def test_a_holder_whose_lock_was_taken_by_another_ends_so_that_not_two_write(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", STOOD_STILL, str(tmp_path / "run")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 42
+    assert "on node17 has taken this lock" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "here"}', '{"host": "a", "pid": "x", "started": ""}'])
 def test_a_lock_that_names_nobody_is_taken_over_after_a_while(text, folder, monkeypatch):
-    monkeypatch.setattr("pcls.run.folder.UNWRITTEN_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(lock, "UNWRITTEN_SECONDS", 0.2)
     folder.path.mkdir()
     (folder.path / "lock").write_text(text)
     with folder.locked():
