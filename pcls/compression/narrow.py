@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -57,6 +58,8 @@ def goal_of(wanted: Target, bundle: Bundle, bits: Bits, score: Score, say: Say) 
         return Goal(1.0, bits)
     if wanted.kind == "flops":
         check_prunable(bundle.definition(), bundle.model)
+        # Whether it can be had.
+        without_some(bundle, wanted.value, score)
         return Goal(wanted.value)
     if wanted.kind == "size":
         _refuse_reached(wanted, file_bytes(bundle))
@@ -129,18 +132,21 @@ def _refuse_reached(wanted: Target, now: float) -> None:
 
 
 def _widest(wanted: Target, bundle: Bundle, score: Score, measure: Callable[[Bundle], float]) -> float:
-    """The largest of the shares with which a network is small enough."""
-    least = float("inf")
-    for share in SHARES:
+    """The largest of the shares with which a network is small enough: found by halves, as less is always smaller."""
+    found: dict[int, float] = {}
+
+    def small_enough(place: int) -> bool:
         try:
-            found = measure(without_some(bundle, share, score))
+            found[place] = measure(without_some(bundle, SHARES[place], score))
         except UserError:
-            # No network so narrow is left of this one.
-            break
-        if found <= wanted.value:
-            return share
-        least = min(least, found)
-    unit = "bytes" if wanted.kind == "size" else "ms"
+            # Not so much can be removed of this one.
+            return True
+        return found[place] <= wanted.value
+
+    place = bisect.bisect_left(range(len(SHARES)), True, key=small_enough)
+    if place in found:
+        return SHARES[place]
+    unit, least = "bytes" if wanted.kind == "size" else "ms", min(found.values(), default=measure(bundle))
     raise UserError(
         f"--target {wanted.text}: the least that pruning reaches is about {least:,.4g} {unit}; ask for more, or train "
         "a smaller model"
