@@ -145,6 +145,7 @@ class _Kind:
 _CHARTS = (
     _Kind("Loss", "loss", "loss", may_log=True),
     _Kind("Accuracy", "accuracy", "top1", percent, _percent_tick, from_zero=False),
+    _Kind("Mean average precision", "", "map", percent, _percent_tick, from_zero=False),
     _Kind("Learning rate", "lr", text="{:.3g}".format),
 )
 # The view box, and the edges of the plot within it.

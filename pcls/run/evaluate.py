@@ -16,7 +16,7 @@ from pcls.checkpoint.store import CheckpointStore
 from pcls.config import Recipe
 from pcls.config.data import DataSection
 from pcls.config.load import with_overrides
-from pcls.data.dataset import check_one_label
+from pcls.data.dataset import Dataset, check_one_label
 from pcls.data.pipeline import evaluation_batches
 from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.remote import is_url
@@ -54,6 +54,11 @@ CALIBRATED_PLAIN = "the calibration was fitted to images without other views, an
 CHOSEN_ON_VIEWS = "the thresholds were chosen on means over views, and a prediction sees one"
 
 
+def train_counts_of(dataset: Dataset) -> tuple[int, ...]:
+    """Training records of each class; none of a set that nothing is trained on, which is evaluated as a whole."""
+    return () if dataset.train is dataset.evaluation else tuple(label_counts(dataset.train).tolist())
+
+
 def _nobody_listens() -> None:
     """Of a batch that is done."""
 
@@ -84,9 +89,7 @@ class HeldOut:
 
     @cached_property
     def _train_counts(self) -> tuple[int, ...]:
-        dataset = self._setup.dataset
-        # A set that nothing is trained on is evaluated as a whole.
-        return () if dataset.train is dataset.evaluation else tuple(label_counts(dataset.train).tolist())
+        return train_counts_of(self._setup.dataset)
 
     def _outputs(self, step: EvaluationStep, params: Arrays, stats: Arrays) -> Iterator[dict[str, Array]]:
         setup, size = self._setup, self._setup.recipe.evaluation_batch_size

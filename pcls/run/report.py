@@ -12,7 +12,6 @@ import numpy as np
 
 from pcls.config import Recipe, flat_recipe
 from pcls.data.dataset import Dataset, check_one_label
-from pcls.data.preprocessing import Preprocessing
 from pcls.data.quarantine import read_quarantine
 from pcls.errors import UserError
 from pcls.evaluation.charts import percent
@@ -28,9 +27,7 @@ from pcls.evaluation.sections.confusion import MAX_PAIRS
 from pcls.evaluation.sections.numbers import balanced_interval, interval_text
 from pcls.evaluation.sections.records import MAX_LOSSES, MAX_SUSPECTS
 from pcls.evaluation.sections.speed import seconds_text, speed
-from pcls.models.registry import define_model, model_entry
 from pcls.nn.flops import image_costs
-from pcls.nn.module import ModelDef
 from pcls.observe.chips import chip_of
 from pcls.observe.sinks import read_metrics
 from pcls.pretrained.bundle import load_bundle
@@ -38,7 +35,9 @@ from pcls.run.calibrate import CALIBRATION
 from pcls.run.compare import compare_runs
 from pcls.run.evaluate import evaluate_run, read_evaluation, saved_preprocessing
 from pcls.run.explain import explain, network_of
+from pcls.run.facts import definition_of, facts_of, value_text
 from pcls.run.folder import RunFolder
+from pcls.run.label_report import label_report
 from pcls.run.setup import open_data
 from pcls.run.shown import mistakes
 
@@ -82,6 +81,8 @@ def run_report(path: str | Path, limits_of: LimitsOf | None = None) -> RunReport
     """
     folder = RunFolder(path)
     recipe = folder.recipe()
+    if recipe.data.holds_label_sets:
+        return label_report(folder)
     evaluation, predictions = _evaluated(folder)
     dataset = open_data(recipe, saved_preprocessing(folder))
     history = read_metrics(folder.path)
@@ -95,7 +96,7 @@ def run_report(path: str | Path, limits_of: LimitsOf | None = None) -> RunReport
         evaluation=evaluation,
         history=history,
         mistakes=mistakes(dataset, predictions, worst(predictions)),
-        facts=facts(folder, recipe, dataset),
+        facts=facts_of(folder, recipe, dataset),
         records=dataset.preprocessing.records,
         audit=audit(recipe, dataset, evaluation),
         fit=calibration_fit(folder, evaluation),
@@ -108,7 +109,7 @@ def run_report(path: str | Path, limits_of: LimitsOf | None = None) -> RunReport
 
 
 def _evaluated(folder: RunFolder) -> tuple[Evaluation, Predictions]:
-    check_one_label(folder.recipe().data, "pcls report")
+    check_one_label(folder.recipe().data, "pcls report of several runs")
     kept = read_evaluation(folder)
     if kept is None:
         evaluate_run(folder.path)
@@ -178,7 +179,7 @@ def plan_table(
     ]
     bounds, note = _bounds(folder, limits_of)
     if bounds is not None and found.rate:
-        model = _definition(recipe, dataset)
+        model = definition_of(recipe, dataset)
         count, limits = bounds
         costs = image_costs(model, dataset.preprocessing.training.shape, jnp.dtype(recipe.train.precision))
         best, worst = (own / count for own in limits.training_seconds(1, *costs))
@@ -331,56 +332,9 @@ def settings_table(names: Sequence[str], recipes: Sequence[Recipe]) -> Table:
     flat = [flat_recipe(recipe) for recipe in recipes]
     keys = [key for key in dict.fromkeys(key for own in flat for key in own) if key != "run.dir"]
     rows = [
-        (key, *(_text(own.get(key, "–")) for own in flat))
+        (key, *(value_text(own.get(key, "–")) for own in flat))
         for key in keys
-        if len({_text(own.get(key, "–")) for own in flat}) > 1
+        if len({value_text(own.get(key, "–")) for own in flat}) > 1
     ]
     note = "" if rows else "Every setting is the same in all runs."
     return Table("Settings that differ", ("setting", *names), tuple(rows), note)
-
-
-def _sizes_text(preprocessing: Preprocessing) -> str:
-    shape, train = " x ".join(map(str, preprocessing.shape)), preprocessing.train
-    return f"{shape}, trained at {train.height} x {train.width}" if train else shape
-
-
-def _definition(recipe: Recipe, dataset: Dataset) -> ModelDef:
-    preprocessing = dataset.preprocessing
-    return define_model(
-        recipe.model.name,
-        height=preprocessing.height,
-        width=preprocessing.width,
-        channels=preprocessing.channels,
-        classes=len(dataset.class_names),
-        **recipe.model.options,
-    )
-
-
-def facts(folder: RunFolder, recipe: Recipe, dataset: Dataset) -> dict[str, Mapping[str, str]]:
-    """What the run worked with: data, model, environment, recipe."""
-    preprocessing = dataset.preprocessing
-    environment: dict[str, Any] = folder.read_json("environment.json") or {}
-    packages = environment.pop("packages", {})
-    return {
-        "Data": {
-            "source": f"{recipe.data.source} {recipe.data.path}".strip(),
-            f"training {preprocessing.records}": f"{len(dataset.train):,}",
-            f"evaluation {preprocessing.records}": f"{len(dataset.evaluation):,}",
-            "classes": f"{len(dataset.class_names):,}",
-            "size": _sizes_text(preprocessing),
-            "mean": ", ".join(f"{value:.4f}" for value in preprocessing.mean),
-            "deviation": ", ".join(f"{value:.4f}" for value in preprocessing.std),
-        },
-        "Model": {
-            "name": recipe.model.name,
-            "description": model_entry(recipe.model.name).description,
-            "parameters": f"{_definition(recipe, dataset).parameter_count:,}",
-            "starts from": recipe.model.init or "random weights",
-        },
-        "Environment": {key: _text(value) for key, value in (environment | packages).items()},
-        "Recipe": {key: _text(value) for key, value in flat_recipe(recipe).items()},
-    }
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -364,8 +364,7 @@ class Session(Hooks):
                 self._folder.bundle,
             )
             self._set_status("finished", self._setup.plan.steps)
-            following = "eval" if evaluation.thresholds else "report"
-            self._say(f"finished: {self._folder.path}; next: pcls {following} {self._folder.path}")
+            self._say(f"finished: {self._folder.path}; next: pcls report {self._folder.path}")
         return Run(self._folder.path, evaluation)
 
     def _set_status(self, status: Status, step: int) -> None:

@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 
 import pcls
 from pcls.cli import app
+from pcls.evaluation.charts import percent
 from pcls.evaluation.thresholds import probabilities
 from pcls.observe.sinks import read_metrics
 from pcls.pretrained.bundle import load_bundle
 from pcls.run.folder import RunFolder
+from pcls.run.report import run_report
 from pcls.transfer.finetune import fine_tuning
 from pcls.transfer.start import adapted_weights
 
@@ -140,11 +142,12 @@ def refusal(function, *args, **kwargs):
     return str(caught.value)
 
 
-def test_what_is_for_one_label_a_record_is_refused(finished, pairs):
+def test_what_is_for_one_label_a_record_is_refused(finished, pairs, tmp_path):
     said = "is for records of one label, and data.labels is several; see docs/multilabel.md"
     assert refusal(pcls.calibrate, finished) == f"pcls calibrate {said}"
     assert refusal(pcls.compare, finished, finished) == f"pcls compare {said}"
-    assert refusal(pcls.report, finished) == f"pcls report {said}"
+    other = shutil.copytree(finished.path, tmp_path / "other")
+    assert refusal(pcls.report, finished, other) == f"pcls report of several runs {said}"
     done = CliRunner().invoke(app, ["data", "imbalance", str(pairs), "data.labels=several"])
     assert str(done.exception) == f"pcls data imbalance {said}"
     assert refusal(pcls.evaluate, finished, by="age") == f"--by age {said}"
@@ -156,6 +159,25 @@ def test_what_is_for_one_label_a_record_is_refused(finished, pairs):
     sweep = ["train.seed=0..1", *(f"{key}={value}" for key, value in (TINY | {"data.path": pairs}).items())]
     told = refusal(pcls.sweep, "digits_rnn", sweep, finished.path / "sweep", strategy="grid")
     assert told == "--metric top1: is not known with data.labels=several; write --metric map"
+
+
+def test_the_report_has_rates_labels_and_the_largest_losses(finished, tmp_path):
+    found = run_report(finished.path)
+    rates, labels, losses = found.tables
+    evaluation = pcls.evaluate(finished)
+    assert [row[0] for row in rates.rows] == ["0.5 for all", "chosen for each"]
+    assert rates.rows[0][2] == percent(evaluation.even.micro_f1)
+    assert rates.note.startswith(f"mAP {percent(evaluation.score)} over {evaluation.n} records")
+    by_name = {row[0]: row for row in labels.rows}
+    assert by_name.keys() == set(evaluation.class_names)
+    for row, average, support in zip(evaluation.rows, evaluation.precisions, evaluation.support, strict=True):
+        assert by_name[row.name][2:5] == (f"{support:,}", percent(average), f"{row.threshold:.2f}")
+    averages = [float(row[3].split("\N{NO-BREAK SPACE}")[0]) for row in labels.rows]
+    assert averages == sorted(averages)
+    shown = [float(row[1]) for row in losses.rows]
+    assert shown == sorted(shown, reverse=True) and len(shown) > 10
+    page = pcls.report(finished, out=tmp_path / "labels.html").read_text()
+    assert "Mean average precision" in page and "Top losses" in page
 
 
 def test_the_verbs_of_data_show_label_sets(pairs, tmp_path):
