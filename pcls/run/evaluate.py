@@ -22,7 +22,7 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.data.sources.remote import is_url
 from pcls.data.sources.source import Source, label_counts
 from pcls.data.workers import usable_cores
-from pcls.errors import UserError
+from pcls.errors import UserError, first_line
 from pcls.evaluation.count import (
     EvaluationStep,
     Logits,
@@ -261,9 +261,15 @@ def _warn(text: str) -> None:
 
 
 def saved_preprocessing(folder: RunFolder) -> Preprocessing | None:
-    """The preprocessing that the run was started with."""
+    """The preprocessing that the run was started with; UserError where the file holds none."""
     values = folder.read_json(PREPROCESSING)
-    return None if values is None else Preprocessing.from_json(values)
+    try:
+        return None if values is None else Preprocessing.from_json(values)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{folder.path / PREPROCESSING}: is damaged ({first_line(error)}); copy it from a backup, or from the "
+            "bundle's model.json"
+        ) from error
 
 
 def keep_evaluation(folder: RunFolder, evaluation: Evaluated, predictions: Predictions | LabelScores) -> None:

@@ -255,7 +255,7 @@ def _train_together(
         def evaluated(step: int, scores: Sequence[float]) -> None:
             console.say(f"eval  step {step:,}  {score_name} {spread_text(scores)} over {len(scores)} seeds")
 
-        stop_requested = stack.enter_context(stop_requests(console.say))
+        stop_requested = stack.enter_context(stop_requests(console.say, recipes[0].checkpoint.stop_within))
         for session in sessions:
             session.start_training()
         own, failed = seeds_loop(

@@ -387,3 +387,12 @@ def test_a_run_of_a_manifest_is_parted_by_a_column_of_it(run, digits, tmp_path):
     assert sum(own.hits for own in found.subsets) == np.trace(found.confusion)
     # What is kept is the evaluation of all.
     assert read_evaluation(folder)[0].subsets == ()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"height": "x"}', '{"height": 1e999}', "{"])
+def test_damaged_preprocessing_is_one_line_that_names_the_file(text, tmp_path, finished_run, capsys):
+    path = shutil.copytree(finished_run, tmp_path / "run")
+    (path / "preprocessing.json").write_text(text)
+    assert main(["eval", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"pcls: {path / 'preprocessing.json'}: ") and error.count("\n") == 1

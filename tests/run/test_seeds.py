@@ -83,7 +83,7 @@ def test_mean_and_deviation_are_told(together):
 
 
 def test_a_stopped_program_is_gone_on_with_seed_by_seed(settings, together, tmp_path, monkeypatch):
-    monkeypatch.setattr(seeds_module, "stop_requests", lambda say: nullcontext(lambda step: step == 6))
+    monkeypatch.setattr(seeds_module, "stop_requests", lambda *_: nullcontext(lambda step: step == 6))
     path = tmp_path / "run"
     with pytest.raises(pcls.RestartRequested, match="stopped and saved at step 6; each seed goes on alone") as caught:
         pcls.train_seeds("digits_cnn", settings | {"run.dir": str(path)}, seeds=SEEDS, together=True)
