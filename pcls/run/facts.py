@@ -8,9 +8,11 @@ from typing import Any
 from pcls.config import Recipe, flat_recipe
 from pcls.data.dataset import Dataset
 from pcls.data.preprocessing import Preprocessing
+from pcls.evaluation.report import Table
 from pcls.models.registry import define_model, model_entry
 from pcls.nn.module import ModelDef
 from pcls.run.folder import RunFolder
+from pcls.run.rollback import rollbacks_of
 
 
 def _sizes_text(preprocessing: Preprocessing) -> str:
@@ -60,3 +62,12 @@ def facts_of(folder: RunFolder, recipe: Recipe, dataset: Dataset) -> dict[str, M
 def value_text(value: Any) -> str:
     """A value as a person writes it: lists without brackets."""
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def rollback_tables(folder: RunFolder) -> list[Table]:
+    """When the run was in trouble and went back, as a table; none where it never was."""
+    found = rollbacks_of(folder)
+    rows = tuple((f"{one.since:,}", f"{one.back_to:,}", f"{one.step:,}", one.reason) for one in found)
+    columns = ("in trouble since step", "weights of step", "went on at step", "why")
+    note = "The records between the second and the third step have had no turn. Look at a step by pcls replay."
+    return [Table("Went back", columns, rows, note)] if found else []

@@ -12,7 +12,7 @@ from pcls.evaluation.sections.records import MAX_LOSSES
 from pcls.evaluation.thresholds import probabilities
 from pcls.observe.sinks import read_metrics
 from pcls.run.evaluate import PREDICTIONS, evaluate_run, saved_preprocessing, train_counts_of
-from pcls.run.facts import facts_of
+from pcls.run.facts import facts_of, rollback_tables
 from pcls.run.folder import RunFolder
 from pcls.run.setup import open_data
 
@@ -43,7 +43,12 @@ def label_report(folder: RunFolder) -> RunReport:
         history=read_metrics(folder.path),
         mistakes=[],
         facts=facts_of(folder, recipe, dataset),
-        tables=[rates_table(evaluation), labels_table(evaluation), losses_table(evaluation, scores, dataset)],
+        tables=[
+            rates_table(evaluation),
+            *rollback_tables(folder),
+            labels_table(evaluation),
+            losses_table(evaluation, scores, dataset),
+        ],
         records=dataset.preprocessing.records,
     )
 

@@ -35,7 +35,7 @@ from pcls.run.calibrate import CALIBRATION
 from pcls.run.compare import compare_runs
 from pcls.run.evaluate import evaluate_run, read_evaluation, saved_preprocessing
 from pcls.run.explain import explain, network_of
-from pcls.run.facts import definition_of, facts_of, value_text
+from pcls.run.facts import definition_of, facts_of, rollback_tables, value_text
 from pcls.run.folder import RunFolder
 from pcls.run.label_report import label_report
 from pcls.run.setup import open_data
@@ -97,6 +97,7 @@ def run_report(path: str | Path, limits_of: LimitsOf | None = None) -> RunReport
         history=history,
         mistakes=mistakes(dataset, predictions, worst(predictions)),
         facts=facts_of(folder, recipe, dataset),
+        tables=rollback_tables(folder),
         records=dataset.preprocessing.records,
         audit=audit(recipe, dataset, evaluation),
         fit=calibration_fit(folder, evaluation),

@@ -14,6 +14,7 @@ from pcls.data.pipeline import Workers
 from pcls.observe.sinks import read_metrics
 from pcls.run.evaluate import saved_preprocessing
 from pcls.run.folder import RunFolder
+from pcls.run.report import run_report
 from pcls.run.rollback import Rollback, rollbacks_of
 from pcls.run.setup import prepare
 from pcls.training import program
@@ -81,6 +82,8 @@ def test_a_run_goes_on_from_good_weights_with_the_records_after_the_bad_ones(tin
     assert [step for step in steps_in(path / "checkpoints") if step > 4] == [8, 10, 12]
     assert sum(row["skipped"] for row in read_metrics(path) if row["kind"] == "train") == 2
     assert run.evaluation.n == 359
+    (table,) = run_report(path).tables
+    assert table.rows == (("6", "4", "8", reason),)
     setup, state = setup_and_state(path, 8)
     np.testing.assert_array_equal(setup_and_state(path, 4)[1].params["head/bias"], state.params["head/bias"])
     expected, _ = trained(setup, state, range(8, 12))
