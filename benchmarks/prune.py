@@ -1,0 +1,101 @@
+"""What half of the FLOPs cost: `python benchmarks/prune.py`.
+
+cnn28 and ResNet-18, trained on Fashion-MNIST, lose channels until half of their FLOPs are left, and are trained again
+for a while (`pcls compress --target flops=0.5`): accuracy, and latency beside the whole network's, in turns. Needs the
+original files: --data FOLDER (default ../shared/data/fashion-mnist). `--dry` prints the table and leaves the ledger
+alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import _ledger
+import numpy as np
+
+import pcls
+from pcls.compression.measured import Compressed, points_lost
+
+# Overrides of `fashion_mnist_cnn`.
+NETWORKS: dict[str, list[str]] = {
+    "cnn28": [],
+    "resnet18": ["model.name=resnet18", "data.image_size=32", "train.duration=4 epochs"],
+}
+ONCE = ["evaluate.every=1000 epochs", "checkpoint.every=1000 epochs"]
+
+
+def compressed(network: str, seed: int, arguments: argparse.Namespace) -> Compressed:
+    """A network trained, pruned and trained again."""
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = [f"data.path={arguments.data}", f"train.seed={seed}", *ONCE, *NETWORKS[network]]
+        run = pcls.train("fashion_mnist_cnn", [*settings, *arguments.overrides, f"run.dir={scratch}/run"])
+        return pcls.compress(
+            run,
+            target=f"flops={arguments.flops}",
+            steps=arguments.steps,
+            finetune=arguments.finetune,
+            score=arguments.score,
+            max_loss=100.0,
+        )
+
+
+def rows_of(network: str, found: list[Compressed]) -> list[list[str]]:
+    """The whole network, and what is left after each step: means over seeds."""
+    rows = []
+    for place in range(len(found[0].variants)):
+        pairs = [(one.variants[0], one.variants[place]) for one in found]
+        lost = np.array([points_lost(first.evaluation, own.evaluation) for first, own in pairs])
+        top1 = 100 * np.mean([own.evaluation.top1 for _, own in pairs])
+        ratios = [
+            np.mean([own.latencies[batch].median / first.latencies[batch].median for first, own in pairs])
+            for batch in range(len(pairs[0][0].latencies))
+        ]
+        rows.append(
+            [
+                network,
+                f"{np.mean([own.flops / first.flops for first, own in pairs]):.1%}",
+                f"{np.mean([own.parameters / first.parameters for first, own in pairs]):.1%}",
+                f"{top1:.2f}",
+                f"{lost.mean():+.2f} (worst {lost.max():+.2f})",
+                *(f"{np.mean([own.latencies[batch].median for _, own in pairs]):.4g}" for batch in range(len(ratios))),
+                *(f"{ratio:.2f}" for ratio in ratios),
+            ]
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    shared = Path(__file__).parent.parent.parent / "shared" / "data" / "fashion-mnist"
+    parser.add_argument("--data", type=Path, default=shared)
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--flops", type=float, default=0.5)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--finetune", default="", help="after each step; empty: a fifth of the run")
+    parser.add_argument("--score", default="l2")
+    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("overrides", nargs="*", default=[], help="of the recipe, as in train.duration='1 epochs'")
+    arguments = parser.parse_args()
+    rows = []
+    for network in arguments.networks:
+        rows += rows_of(network, [compressed(network, seed, arguments) for seed in range(arguments.seeds)])
+    header = ["network", "FLOPs", "parameters", "top-1 %", "points lost", "ms, batch 1", "ms, batch 32"]
+    header += ["of the whole, batch 1", "of the whole, batch 32"]
+    note = (
+        f"{arguments.seeds} seeds; fashion_mnist_cnn {' '.join(arguments.overrides)}; resnet18 at 32 px, 4 epochs; "
+        f"{arguments.steps} steps, {arguments.finetune or 'a fifth of the run'} of training after each with the run as "
+        f"teacher; score {arguments.score}; top-1 on the 10,000 test images, which nothing was chosen by; latencies in "
+        "turns, medians. Gates: at half of the FLOPs latency <= 0.65 of the whole, at most 0.5 points lost."
+    )
+    title = "Pruned on Fashion-MNIST"
+    if arguments.dry:
+        print(title, *[" | ".join(row) for row in [header, *rows]], note, sep="\n")
+    else:
+        _ledger.append(title, header, rows, packages=["jax", "flax"], note=note)
+
+
+if __name__ == "__main__":
+    main()
