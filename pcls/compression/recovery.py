@@ -21,6 +21,7 @@ LENGTH, RATE = 0.2, 0.3
 
 # What a schedule may be told; the training after pruning has one of its own.
 _SCHEDULE = ("warmup_start", "end_lr", "step_every", "step_factor", "cooldown", "cooldown_shape")
+_SPARSITY = ("sparsity.pattern", "sparsity.end", "sparsity.every")
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,12 @@ def recovery_recipe(recipe: Recipe, bundle: Bundle, folder: Path, teacher: Path,
         "optimizer.schedule": "cosine",
         "optimizer.warmup": "0 steps",
         "optimizer.freeze": [],
+        "optimizer.sparsity.final": 0.0,
+        "optimizer.sparsity.start": "0 steps",
         "evaluate.every": str(length),
         "checkpoint.every": str(length),
         "checkpoint.keep_best": 0,
         "checkpoint.keep_every": "0 steps",
         "observe.wandb": "",
     }
-    return with_overrides(recipe, settings | {f"optimizer.{key}": None for key in _SCHEDULE})
+    return with_overrides(recipe, settings | {f"optimizer.{key}": None for key in (*_SCHEDULE, *_SPARSITY)})

@@ -419,6 +419,14 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _zeros_are_not_averaged(self) -> Recipe:
+        if self.optimizer.sparsity.final and self.train.ema_decay:
+            raise broken_rule(
+                "optimizer.sparsity", "needs train.ema_decay=0: an average of zeros and others is no zero"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _repeats_divide(self) -> Recipe:
         if self.train.batch_size % self.data.repeats:
             raise broken_rule(

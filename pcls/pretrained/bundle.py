@@ -24,7 +24,7 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
 from pcls.models.registry import define_model
 from pcls.nn.module import ModelDef
-from pcls.nn.quantized import Integers, Quantization, integers_of
+from pcls.nn.quantized import Integers, Quantization, integers_of, is_kernel
 from pcls.pretrained import quantized
 from pcls.pretrained.card import card_text
 from pcls.pretrained.history import Training
@@ -154,7 +154,9 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
             facts["quantization"] = quantized.to_json(bundle.quantization)
         facts["facts_sha256"] = _facts_sha256(facts)
         (temporary / FACTS).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        card = card_text(facts, sum(array.size for array in bundle.params.values()))
+        # Integers make zeros of what is merely small.
+        zeros = _zeros(bundle.params) if bundle.quantization is None else 0.0
+        card = card_text(facts, sum(array.size for array in bundle.params.values()), zeros)
         (temporary / CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -162,6 +164,13 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)
+
+
+def _zeros(params: Mapping[str, np.ndarray]) -> float:
+    """The share of the kernels' numbers that are 0."""
+    kernels = [array for path, array in params.items() if is_kernel(path, array.shape)]
+    count = sum(array.size for array in kernels)
+    return sum(array.size - np.count_nonzero(array) for array in kernels) / max(count, 1)
 
 
 def load_bundle(folder: Path) -> Bundle:

@@ -30,7 +30,7 @@ SHARES = {
 }
 
 
-def card_text(facts: Mapping[str, Any], parameters: int) -> str:
+def card_text(facts: Mapping[str, Any], parameters: int, zeros: float = 0.0) -> str:
     """The card as Markdown.
 
     Names of classes, settings and origins come from outside. They stand in code spans and indented blocks, which no
@@ -39,9 +39,10 @@ def card_text(facts: Mapping[str, Any], parameters: int) -> str:
     Args:
       facts: what model.json holds.
       parameters: numbers in the weights that training changes.
+      zeros: share of the kernels' numbers that are 0.
     """
     sections = {
-        "": _summary(facts, parameters),
+        "": _summary(facts, parameters, zeros),
         "Use": _use(facts),
         "Classes": _classes(facts),
         "Metrics": _metrics(facts),
@@ -58,7 +59,7 @@ def card_text(facts: Mapping[str, Any], parameters: int) -> str:
     return "\n".join(line for section in written for line in section)
 
 
-def _summary(facts: Mapping[str, Any], parameters: int) -> list[str]:
+def _summary(facts: Mapping[str, Any], parameters: int, zeros: float) -> list[str]:
     classes, sequences = len(facts["class_names"]), facts["preprocessing"]["sequence"]
     what = "sequences" if sequences else "images"
     several = ", each given or not" if facts.get("thresholds") else ""
@@ -67,9 +68,20 @@ def _summary(facts: Mapping[str, Any], parameters: int) -> list[str]:
         "",
         f"{parameters:,} parameters, {classes:,} classes{several}. Made by pcls; the numbers below are those in "
         "model.json.",
+        *_sparsity(zeros),
         *_quantization(facts.get("quantization")),
         *_options(facts["options"]),
     ]
+
+
+def _sparsity(zeros: float) -> Iterator[str]:
+    # Of few, as in weights that were never changed, nobody wants to know.
+    if zeros >= 0.01:
+        yield from (
+            "",
+            f"{100 * zeros:.0f} % of the numbers in its kernels are 0. They are computed with as any others: "
+            "predictions take as long as without them.",
+        )
 
 
 def _options(options: Mapping[str, Any]) -> Iterator[str]:

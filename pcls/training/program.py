@@ -50,6 +50,7 @@ from pcls.training.recalibration import make_statistics_step
 from pcls.training.resident import resident_step, resident_steps
 from pcls.training.schedules import learning_rate
 from pcls.training.sizes import BucketSizes, Kind, Sizes, kinds_from
+from pcls.training.sparsity import sparse
 from pcls.training.state import TrainState, init_state, state_of
 from pcls.training.step import Losses, Metrics, TrainStep, make_gradients, make_losses, make_train_step
 
@@ -381,13 +382,30 @@ def make_program(
         rules=matched_rules(layout.rules, model.params),
         model=model,
         schedule=schedule,
-        optimizer=make_optimizer(recipe.optimizer, schedule, model.params, learns.starts, plan.steps),
+        optimizer=_optimizer(recipe, schedule, model, learns, plan),
         training=training,
         loss_of=_training_loss(recipe, classes, labels, order.epoch_steps, class_names),
         order=order,
         sizes=sizes,
         freezing=learns,
         plan=plan,
+    )
+
+
+def _optimizer(
+    recipe: Recipe, schedule: optax.Schedule, model: ModelDef, learns: Freezing, plan: Plan
+) -> optax.GradientTransformation:
+    section = recipe.optimizer
+    optimizer = make_optimizer(section, schedule, model.params, learns.starts, plan.steps)
+    if not section.sparsity.final:
+        return optimizer
+    return sparse(
+        optimizer,
+        section.sparsity,
+        model.params,
+        learns.starts,
+        epoch_steps=plan.epoch_steps,
+        steps=plan.steps,
     )
 
 

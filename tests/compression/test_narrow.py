@@ -178,7 +178,9 @@ def test_a_latency_is_reached_by_the_widest_network_that_does(finished_run, monk
 def test_the_training_afterwards_is_short_and_lower_and_has_the_run_as_teacher(finished_run, tmp_path):
     bundle = without_some(load_bundle(finished_run / "bundle"), 0.5, "l2")
     settings = {
-        "train.ema_decay": 0.9,
+        "train.ema_decay": 0.0,
+        "optimizer.sparsity.final": 0.5,
+        "optimizer.sparsity.end": "11 steps",
         "optimizer.schedule": "one_cycle",
         "optimizer.warmup": "2 steps",
         "optimizer.end_lr": 0.1,
@@ -191,7 +193,11 @@ def test_the_training_afterwards_is_short_and_lower_and_has_the_run_as_teacher(f
     assert recipe.model.widths == tuple(bundle.options["widths"])
     assert recipe.optimizer.lr < before.optimizer.lr and recipe.optimizer.schedule == "cosine"
     assert recipe.distill.teacher == str(finished_run) and not recipe.distill.cache
-    assert not recipe.optimizer.freeze and recipe.train.ema_decay == 0
+    assert not recipe.optimizer.freeze and not recipe.optimizer.sparsity.final
+    averaged = with_overrides(
+        before, {"optimizer.sparsity.final": 0, "optimizer.sparsity.end": None, "train.ema_decay": 0.9}
+    )
+    assert recovery_recipe(averaged, bundle, tmp_path, finished_run, Duration(3, "steps")).train.ema_decay == 0
     assert str(recipe.train.duration) == "3 steps"
     # What it learns from is the run's.
     assert (recipe.data, recipe.augment) == (before.data, before.augment)
