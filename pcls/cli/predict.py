@@ -26,6 +26,11 @@ class Format(StrEnum):
     parquet = "parquet"
 
 
+SUFFIXES = {".txt": Format.table, ".csv": Format.csv, ".jsonl": Format.jsonl, ".parquet": Format.parquet}
+# Files that could not be read, and that are named beside a file of answers.
+MOST_NAMED = 5
+
+
 def predict(
     source: Annotated[
         str, typer.Argument(help="The folder of a finished run or of a bundle, or a name of `pcls models search`.")
@@ -41,7 +46,10 @@ def predict(
     output: Annotated[
         Format | None, typer.Option("--format", help="By default what the name of --out says, else a table.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="A file, written as a whole; by default standard output.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A file (.txt, .csv, .jsonl, .parquet), written as a whole; by default standard output."),
+    ] = None,
     explain: Annotated[
         Path | None, typer.Option(help="A folder for a picture of each file: what speaks for its most probable class.")
     ] = None,
@@ -52,40 +60,60 @@ def predict(
 
     Example: pcls predict runs/first photos --top 3 --out answers.csv
     """
-    form = output or _by_name(out)
+    form = _form(output, out)
     _check(top, form, out, explain)
 
     from pcls.deliver.files import kinds_of, named_files
     from pcls.deliver.predictions import Layout, writer_of
 
     classifier = pcls.load(source)
-    if top > len(classifier.class_names):
-        raise pcls.UserError(f"--top {top}: the model has {len(classifier.class_names):,} classes; that is the most")
+    top = min(top, len(classifier.class_names))
     files = named_files(paths, kinds_of(classifier.preprocessing), sys.stdin.buffer)
     draw = _drawing(classifier, explain) if explain else None
     layout = Layout.of(classifier, files, top)
     # On one terminal, the answers themselves tell how far it is.
     progress = Progress(len(files), "files") if out or not sys.stdout.isatty() else None
-    failed = 0
+    failed: list[Prediction] = []
     try:
         with writer_of(form, layout, out) as write:
             for place, answer in enumerate(classifier.stream(files)):
                 write(answer)
-                failed += bool(answer.error)
-                if draw and not answer.error:
+                if answer.error:
+                    failed.append(answer)
+                elif draw:
                     draw(place, answer)
                 if progress:
                     progress.advance(1)
     finally:
         if progress:
             progress.close()
+    if out:
+        print(f"written: {out}, answers for {len(files) - len(failed):,} of {len(files):,} files", file=sys.stderr)
+        _name(failed)
     if failed:
-        raise pcls.UserError(f"{failed:,} of {len(files):,} files could not be read")
+        raise pcls.UserError(f"{len(failed):,} of {len(files):,} files could not be read")
 
 
-def _by_name(out: Path | None) -> Format:
-    suffix = out.suffix.removeprefix(".").lower() if out else ""
-    return Format(suffix) if suffix in list(Format) else Format.table
+def _form(output: Format | None, out: Path | None) -> Format:
+    """What is written; UserError where the name of the file says something else."""
+    if out is None or not out.suffix:
+        return output or Format.table
+    named = SUFFIXES.get(out.suffix.lower())
+    if named is None:
+        raise pcls.UserError(f"--out {out}: {out.suffix} is not written; allowed: {', '.join(SUFFIXES)}")
+    if output not in (None, named):
+        raise pcls.UserError(f"--out {out}: {out.suffix} is --format {named}, and --format {output} is asked for")
+    return named
+
+
+def _name(failed: list[Prediction]) -> None:
+    """The first ones; all of them are in the file."""
+    from pcls.data.sources.folder import shown
+
+    for answer in failed[:MOST_NAMED]:
+        print(f"{shown(answer.path)}: cannot be read: {shown(answer.error)}", file=sys.stderr)
+    if len(failed) > MOST_NAMED:
+        print(f"... and {len(failed) - MOST_NAMED:,} more", file=sys.stderr)
 
 
 def _check(top: int, form: Format, out: Path | None, explain: Path | None) -> None:

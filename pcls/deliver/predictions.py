@@ -89,7 +89,9 @@ def json_line(answer: Prediction, layout: Layout) -> str:
     """One JSON object."""
     row: dict[str, Any] = {"path": answer.path}
     one = {"label": answer.label, "probability": answer.probability}
-    row |= {"labels": layout.given(answer)} if layout.several else one
+    told = {"labels": layout.given(answer)} if layout.several else one
+    # None given, or a probability of 0, is not the same as not known.
+    row |= dict.fromkeys(told) if answer.error else told
     if layout.top > 1:
         row["top"] = [{"label": name, "probability": share} for name, share in layout.ranked(answer)]
     row["error"] = answer.error

@@ -94,8 +94,17 @@ def test_the_most_probable_classes_are_told_in_every_format(bundle, photos, expe
     argv = [bundle, *files, "--top", "3", "--format"]
     outputs = {form: said(*argv, form) for form in ("table", "csv", "jsonl")}
     outputs["parquet"] = said(*argv, "parquet", "--out", tmp_path / "answers.parquet")
-    for code, _, errors in outputs.values():
-        assert (code, errors) == (2, ["pcls: 1 of 3 files could not be read"])
+    for form, (code, _, errors) in outputs.items():
+        assert (code, errors[-1]) == (2, "pcls: 1 of 3 files could not be read")
+        # In its place where people read the answers; beside a file too.
+        assert errors[:-1] == (
+            []
+            if form != "parquet"
+            else [
+                f"written: {tmp_path}/answers.parquet, answers for 2 of 3 files",
+                f"{files[1]}: cannot be read: No such file or directory",
+            ]
+        )
     first = ranked(expected[0])[:3]
 
     lines = outputs["table"][1].splitlines()
@@ -104,7 +113,7 @@ def test_the_most_probable_classes_are_told_in_every_format(bundle, photos, expe
 
     rows = [json.loads(line) for line in outputs["jsonl"][1].splitlines()]
     assert [(one["label"], one["probability"]) for one in rows[0]["top"]] == [(str(n), p) for n, p in first]
-    assert rows[1]["top"] == []
+    assert (rows[1]["label"], rows[1]["probability"], rows[1]["top"]) == (None, None, [])
 
     header, *cells = csv.reader(io.StringIO(outputs["csv"][1]))
     assert header == ["path", "label", "probability", "label_2", "probability_2", "label_3", "probability_3", "error"]
@@ -121,8 +130,19 @@ def test_the_most_probable_classes_are_told_in_every_format(bundle, photos, expe
 def test_the_name_of_the_file_tells_the_format(bundle, photos, said, tmp_path):
     for name, start in (("a.csv", "path,label,"), ("a.jsonl", '{"path": '), ("a.txt", f"{photos}/a.png  ")):
         code, text, errors = said(bundle, photos / "a.png", "--out", tmp_path / name)
-        assert (code, text, errors) == (0, "", [])
+        assert (code, text, errors) == (0, "", [f"written: {tmp_path}/{name}, answers for 1 of 1 files"])
         assert (tmp_path / name).read_text().startswith(start)
+
+
+def test_more_classes_than_there_are_means_all_and_many_unreadable_files_are_named_in_part(
+    bundle, photos, said, tmp_path
+):
+    code, text, _ = said(bundle, photos / "a.png", "--top", "11", "--format", "jsonl")
+    assert (code, len(json.loads(text)["top"])) == (0, 10)
+    code, _, errors = said(bundle, *[tmp_path / f"{n}.png" for n in range(7)], "--out", tmp_path / "a.csv")
+    assert (code, len(errors)) == (2, 8)
+    assert errors[1].startswith(f"{tmp_path}/0.png: cannot be read")
+    assert errors[-2:] == ["... and 2 more", "pcls: 7 of 7 files could not be read"]
 
 
 def test_nothing_half_written_is_left_and_the_old_file_stays(bundle, photos, said, tmp_path, monkeypatch):
@@ -187,7 +207,11 @@ REFUSED = {
     "a pattern that matches nothing": (["*.webp"], ["*.webp: matches no file"]),
     "standard input without a path": (["-"], ["-: standard input names no file", "one path a line"]),
     "no class": (["a.png", "--top", "0"], ["--top 0: 1 or more"]),
-    "more classes than there are": (["a.png", "--top", "11"], ["--top 11: the model has 10 classes"]),
+    "a suffix that is not written": (["a.png", "--out", "a.xlsx"], ["--out a.xlsx: .xlsx", ".csv, .jsonl"]),
+    "a suffix beside another format": (
+        ["a.png", "--out", "a.jsonl", "--format", "csv"],
+        ["--out a.jsonl: .jsonl is --format jsonl", "csv is asked for"],
+    ),
     "Parquet on a terminal": (["a.png", "--format", "parquet"], ["--format parquet", "--out FILE.parquet"]),
     "a missing folder": (["a.png", "--out", "none/a.csv"], ["--out none/a.csv: there is no folder none"]),
     "a folder as the file": (["a.png", "--out", "empty"], ["--out empty: is there already, and is no file"]),

@@ -24,6 +24,7 @@ def test_json_has_the_labels_with_their_probabilities():
     assert row["labels"] == {"cat": 0.9, "=dog": 0.7}
     assert row["top"] == [{"label": "cat", "probability": 0.9}, {"label": "=dog", "probability": 0.7}]
     assert json.loads(json_line(NONE, LAYOUT))["labels"] == {}
+    assert json.loads(json_line(BAD, LAYOUT))["labels"] is None
 
 
 def test_a_cell_holds_all_labels_as_a_manifest_does(capsys):
