@@ -293,7 +293,21 @@ def test_an_explanation_is_a_picture_of_the_model_s_size_for_the_class_that_is_a
     assert best[1][b"content-type"] == b"image/png"
     assert Image.open(io.BytesIO(best[2])).size == (10, 10)
     assert best[2] == named[2]
-    assert refused(unknown) == (400, limits.BAD_QUERY.text)
+    assert refused(unknown) == (400, limits.BAD_LABEL.text)
+
+
+def test_a_form_is_refused_with_the_number_of_the_file_at_fault(classifier):
+    kind = "multipart/form-data; boundary=x"
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+
+    async def use(ask, service):
+        forms = [(png(), png(), png()[:40]), (png()[:40],)]
+        bodies = [b"\r\n".join([*(part + file for file in files), b"--x--\r\n"]) for files in forms]
+        return [await ask("/v1/predict", body, headers={"content-type": kind}) for body in bodies]
+
+    several, one = answers(classifier, Limits(batch=4), use)
+    assert json.loads(several[2]) == {"error": limits.DAMAGED.text, "file": 3}
+    assert json.loads(one[2]) == {"error": limits.DAMAGED.text}
 
 
 def test_every_answer_forbids_what_the_page_does_not_need(classifier):

@@ -21,7 +21,9 @@ from starlette.routing import Route
 from pcls.deliver.serving.body import files_of, read_body
 from pcls.deliver.serving.guard import Guard
 from pcls.deliver.serving.limits import (
+    BAD_LABEL,
     BAD_QUERY,
+    BAD_TOP,
     BUG,
     MANY_FILES,
     MOST_TOP,
@@ -147,13 +149,13 @@ def _query(request: Request, name: str) -> Mapping[str, str]:
 
 def _whole_number(text: str, most: int) -> int:
     if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= most:
-        raise Refused(BAD_QUERY)
+        raise Refused(BAD_TOP)
     return int(text)
 
 
 def _class_number(name: str | None, names: Sequence[str]) -> int | None:
     if name is not None and name not in names:
-        raise Refused(BAD_QUERY)
+        raise Refused(BAD_LABEL)
     return None if name is None else names.index(name)
 
 
@@ -177,7 +179,7 @@ def _milliseconds(seconds: float) -> float:
 
 def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    return refusal(error.why)
+    return refusal(error.why, error.file)
 
 
 def _not_found(request: Request, error: Exception) -> Response:

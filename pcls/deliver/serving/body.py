@@ -18,6 +18,7 @@ from pcls.deliver.serving.limits import (
     MANY_FILES,
     MAX_PIXELS,
     NO_PICTURE,
+    NO_TYPE,
     Limits,
     Refused,
     Room,
@@ -60,7 +61,7 @@ def files_of(body: bytes, content_type: str, most: int) -> list[bytes]:
     if kind in (*IMAGES, BYTES):
         return [body]
     if kind != FORM:
-        raise Refused(NO_PICTURE)
+        raise Refused(NO_TYPE)
     found = BOUNDARY.search(content_type)
     if found is None:
         raise Refused(BAD_FORM)

@@ -79,16 +79,19 @@ class Refusal:
 class Refused(Exception):
     """Raised anew each time: one exception raised again and again would hold every frame that it went through."""
 
-    def __init__(self, why: Refusal):
+    def __init__(self, why: Refusal, file: int | None = None):
+        """`file` counts from 1: which file of a form is at fault."""
         super().__init__(why.text)
-        self.why = why
+        self.why, self.file = why, file
 
 
 BAD_HTTP = Refusal(400, "this is no HTTP request")
 DAMAGED = Refusal(400, "the image is damaged")
 EMPTY = Refusal(400, "the body is empty")
 BAD_FORM = Refusal(400, "this is no multipart form of files")
-BAD_QUERY = Refusal(400, "the query is none of those that the description names")
+BAD_QUERY = Refusal(400, "the query takes one parameter, once: top of predict, label of explain; see /openapi.json")
+BAD_TOP = Refusal(400, "top is a whole number from 1 to 1000; see /openapi.json")
+BAD_LABEL = Refusal(400, "label is a class of the model, by its name; /v1/model lists them")
 NO_TOKEN = Refusal(401, "a bearer token is needed")
 NO_PAGE = Refusal(404, "nothing is here")
 NO_METHOD = Refusal(405, "this method is not for this path")
@@ -96,6 +99,11 @@ SLOW_BODY = Refusal(408, "the request took too long to arrive")
 LARGE_BODY = Refusal(413, "the body is too large")
 LARGE_PICTURE = Refusal(413, "the image has too many pixels")
 MANY_FILES = Refusal(413, "the form has more files than a batch")
+NO_TYPE = Refusal(
+    415,
+    "the header Content-Type is missing or names none of image/jpeg, image/png, image/webp, application/octet-stream "
+    "and multipart/form-data; see /openapi.json",
+)
 NO_PICTURE = Refusal(415, "the body is no image that this model reads")
 FULL = Refusal(429, "too many images are waiting; send again later")
 LARGE_HEAD = Refusal(431, "the headers are too large")

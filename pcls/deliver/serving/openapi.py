@@ -8,7 +8,9 @@ from typing import Any
 from pcls.deliver.serving.body import BYTES, FORM, IMAGES
 from pcls.deliver.serving.limits import (
     BAD_FORM,
+    BAD_LABEL,
     BAD_QUERY,
+    BAD_TOP,
     BUG,
     BUSY,
     DAMAGED,
@@ -21,6 +23,7 @@ from pcls.deliver.serving.limits import (
     MOST_TOP,
     NO_PICTURE,
     NO_TOKEN,
+    NO_TYPE,
     SLOW_ANSWER,
     SLOW_BODY,
     STARTING,
@@ -29,12 +32,13 @@ from pcls.deliver.serving.limits import (
     Refusal,
 )
 
-OF_PREDICT = (
-    *(EMPTY, DAMAGED, BAD_FORM, BAD_QUERY, SLOW_BODY, LARGE_BODY, LARGE_PICTURE, MANY_FILES, NO_PICTURE, FULL),
+OF_IMAGES = (
+    *(EMPTY, DAMAGED, BAD_FORM, BAD_QUERY, SLOW_BODY, LARGE_BODY, LARGE_PICTURE, MANY_FILES, NO_TYPE, NO_PICTURE, FULL),
     *(LARGE_HEAD, BUG, STARTING, BUSY, SLOW_ANSWER),
 )
 LABEL = "The class, by its name; without it the most probable one."
 NUMBER, TEXT = {"type": "number"}, {"type": "string"}
+FILE = {"type": "integer", "minimum": 1, "description": "Of a form of several files: which one is at fault."}
 
 
 def description(limits: Limits, has_token: bool) -> dict[str, Any]:
@@ -58,7 +62,11 @@ def description(limits: Limits, has_token: bool) -> dict[str, Any]:
         "description": "One image as the body, or several as the files of a form. The order is kept.",
         "parameters": [top],
         "requestBody": {"required": True, "content": _bodies(limits)},
-        "responses": {"200": _answer("The classes of each image.", "Predictions"), **_by_status(OF_PREDICT), **refused},
+        "responses": {
+            "200": _answer("The classes of each image.", "Predictions"),
+            **_by_status((*OF_IMAGES, BAD_TOP)),
+            **refused,
+        },
         **token,
     }
     label = {"name": "label", "in": "query", "required": False, "description": LABEL, "schema": TEXT}
@@ -70,7 +78,7 @@ def description(limits: Limits, has_token: bool) -> dict[str, Any]:
         "requestBody": predict["requestBody"],
         "responses": {
             "200": {"description": "A picture of the size that the model sees.", "content": {"image/png": {}}},
-            **_by_status(OF_PREDICT),
+            **_by_status((*OF_IMAGES, BAD_LABEL)),
             **refused,
         },
         **token,
@@ -87,7 +95,7 @@ def description(limits: Limits, has_token: bool) -> dict[str, Any]:
             predictions={"type": "array", "items": _schema("Prediction")},
             milliseconds=_object(read=NUMBER, model=NUMBER, total=NUMBER),
         ),
-        "Error": _object(error=TEXT),
+        "Error": {"type": "object", "properties": {"error": TEXT, "file": FILE}, "required": ["error"]},
         "Status": _object(status=TEXT),
         "Model": {"type": "object"},
     }

@@ -17,7 +17,8 @@ def answer_json(content: Any, status: int = 200, headers: dict[str, str] | None 
     return Response(text, status, headers, media_type="application/json")
 
 
-def refusal(why: Refusal) -> Response:
-    """As JSON; with what its status asks for."""
+def refusal(why: Refusal, file: int | None = None) -> Response:
+    """As JSON; with what its status asks for, and which file of a form is at fault."""
     headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
-    return answer_json({"error": why.text}, why.status, headers.get(why.status))
+    content = {"error": why.text} | ({} if file is None else {"file": file})
+    return answer_json(content, why.status, headers.get(why.status))

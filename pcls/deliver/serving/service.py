@@ -120,7 +120,15 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, self._read, files)
 
     def _read(self, files: Sequence[bytes]) -> list[np.ndarray]:
-        return [self._read_one(data) for data in files]
+        if len(files) == 1:
+            return [self._read_one(files[0])]
+        found = []
+        for number, data in enumerate(files, 1):
+            try:
+                found.append(self._read_one(data))
+            except Refused as error:
+                raise Refused(error.why, number) from error
+        return found
 
     def _read_one(self, data: bytes) -> np.ndarray:
         check_picture(data, self.classifier.preprocessing)
