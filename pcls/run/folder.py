@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import sys
 import time
@@ -64,6 +65,20 @@ class RunFolder:
     def recipe(self) -> Recipe:
         """The run's recipe; UserError where there is no run."""
         if not self.exists():
+            # Of an import at the top, every reader of a run's folder would wait for jax.
+            from pcls.pretrained.bundle import FACTS
+
+            if (self.path / FACTS).is_file():
+                raise UserError(
+                    f"{self.path}: is a bundle, and a run's folder (with recipe.yaml) is needed; to evaluate a bundle, name "
+                    f"records: pcls eval {self.path} --data FOLDER"
+                )
+            seeds = sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}-seed*/recipe.yaml"))
+            if seeds:
+                raise UserError(
+                    f"{self.path}: there is no run in this folder, but {len(seeds):,} of several seeds beside it; name one, "
+                    f"such as {seeds[0].parent}"
+                )
             raise UserError(f"{self.path}: there is no run in this folder (no recipe.yaml); start one with pcls train")
         return load_recipe(self.recipe_file)
 

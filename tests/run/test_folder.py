@@ -195,6 +195,16 @@ def test_a_folder_without_a_run_says_how_to_start_one(folder):
     assert folder.status() == {}
 
 
+def test_a_bundle_and_runs_of_several_seeds_are_told_from_no_run(tmp_path):
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a bundle, and a run's folder .* pcls eval .* --data FOLDER"):
+        RunFolder(tmp_path).recipe()
+    for seed in (0, 1):
+        RunFolder(tmp_path / f"sd[1]-seed{seed}").create(Recipe())
+    with pytest.raises(UserError, match=r"but 2 of several seeds beside it; name one, such as .*/sd\[1\]-seed0$"):
+        RunFolder(tmp_path / "sd[1]").recipe()
+
+
 def test_the_recipe_comes_back(folder):
     folder.create(Recipe())
     assert folder.exists()
