@@ -70,14 +70,14 @@ class RunFolder:
 
             if (self.path / FACTS).is_file():
                 raise UserError(
-                    f"{self.path}: is a bundle, and a run's folder (with recipe.yaml) is needed; to evaluate a bundle, name "
-                    f"records: pcls eval {self.path} --data FOLDER"
+                    f"{self.path}: is a bundle, and a run's folder (with recipe.yaml) is needed; to evaluate a bundle, "
+                    f"name records: pcls eval {self.path} --data FOLDER"
                 )
             seeds = sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}-seed*/recipe.yaml"))
             if seeds:
                 raise UserError(
-                    f"{self.path}: there is no run in this folder, but {len(seeds):,} of several seeds beside it; name one, "
-                    f"such as {seeds[0].parent}"
+                    f"{self.path}: there is no run in this folder, but {len(seeds):,} of several seeds beside it; name "
+                    f"one, such as {seeds[0].parent}"
                 )
             raise UserError(f"{self.path}: there is no run in this folder (no recipe.yaml); start one with pcls train")
         return load_recipe(self.recipe_file)
