@@ -121,9 +121,16 @@ def test_every_command_runs_as_it_stands(folder: Path, page: Path, count: int) -
         done = run([sys.executable, "-c", block], folder)
         assert [line.split()[0] for line in done.stdout.splitlines()] == ["photos/flower/1.jpg", "photos/temple/1.jpg"]
     if page == EXPORT:
+        told = []
         for block in blocks(page, "python"):
             done = run([sys.executable, "-c", block], folder)
             assert done.returncode == 0, done.stderr
+            told.append(done.stdout.split())
+        argv = ["predict", "runs/first", "photos/flower/1.jpg", "--format", "jsonl"]
+        answer = json.loads(run([sys.executable, "-m", "pcls", *argv], folder).stdout)
+        # The worked example, which shares no code with pcls.
+        assert told[1][0] == answer["label"]
+        assert float(told[1][1]) == pytest.approx(answer["probability"], abs=1e-5)
     made = {README: "runs/photos/report.html", DATA: "photos-records/dataset.json", PREDICT: "answers.parquet"}
     assert page not in made or (folder / made[page]).is_file()
 
