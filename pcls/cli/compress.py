@@ -61,7 +61,7 @@ def compress(
     )
 
     from pcls.compression.measured import compressed_json
-    from pcls.compression.text import sensitivities_text, variants_text
+    from pcls.compression.text import sensitivities_text, slower_text, variants_text
 
     if as_json:
         typer.echo(json.dumps(compressed_json(found)))
@@ -70,4 +70,6 @@ def compress(
     if found.sensitivities:
         typer.echo("")
         typer.echo(sensitivities_text(found.sensitivities))
-    typer.echo(f"written: {found.path}; next: pcls predict {found.path} FILES")
+    if remark := slower_text(found):
+        typer.echo(remark)
+    typer.echo(f"written: {found.path} ({found.variants[-1].name}); next: pcls predict {found.path} FILES")

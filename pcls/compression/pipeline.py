@@ -115,6 +115,8 @@ def compress_run(
     layers = tuple(work.sensitivities(last.quantization)) if wanted.kind == "int8" and last.quantization else ()
     # Rates of the classes are those of the model as it was.
     training = last.training and replace(last.training, classes=())
+    if target_folder.exists():
+        say(f"{target_folder}: the compressed bundle that was there is replaced")
     save_bundle(replace(last, metrics=variants[-1].evaluation.summary(), training=training), target_folder)
     found = Compressed(target_folder, tuple(variants), layers)
     (target_folder / FACTS_OF_COMPRESSION).write_text(json.dumps(compressed_json(found), indent=2) + "\n", "utf-8")

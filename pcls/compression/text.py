@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from pcls.compression.latency import Latency
-from pcls.compression.measured import Variant
+from pcls.compression.measured import Compressed, Variant, points_lost
 from pcls.compression.sensitivity import Sensitivity
 
 # The file has all of them.
@@ -48,6 +48,26 @@ def variants_text(variants: Sequence[Variant]) -> str:
             ]
         )
     return "\n".join(_columns([header, *rows]))
+
+
+def slower_text(found: Compressed) -> str:
+    """Where integers for inputs cost time here and gain nothing over those for weights alone; else empty."""
+    if not any(row.inputs for row in found.sensitivities):
+        return ""
+    first, weights, last = found.variants
+    slower = [
+        (own.median / other.median, own.batch)
+        for own, other in zip(last.latencies, first.latencies, strict=True)
+        # Beyond what times differ by themselves.
+        if own.low > other.high
+    ]
+    if not slower or points_lost(first.evaluation, weights.evaluation) > points_lost(first.evaluation, last.evaluation):
+        return ""
+    ratio, batch = max(slower)
+    return (
+        f"int8 inputs are slower than {first.name} on this machine: x {ratio:.2f} in batches of {batch}; integers for "
+        "weights alone are as accurate: --weights-only"
+    )
 
 
 def _time(own: Latency, first: Latency, *, beside: bool) -> str:

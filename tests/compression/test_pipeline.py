@@ -9,7 +9,7 @@ import pytest
 
 import pcls
 from pcls.cli import main
-from pcls.compression.text import sensitivities_text, variants_text
+from pcls.compression.text import sensitivities_text, slower_text, variants_text
 from pcls.errors import UserError
 from pcls.pretrained.bundle import WEIGHTS, load_bundle, save_bundle
 
@@ -100,6 +100,23 @@ def test_each_layer_by_itself_is_told_the_worst_first_and_kept(compressed):
     assert "x " in variants_text(compressed.variants)
 
 
+def timed(variant, median):
+    """The variant with predictions that take so many milliseconds."""
+    times = tuple(replace(own, low=0.9 * median, median=median, high=1.1 * median) for own in variant.latencies)
+    return replace(variant, latencies=times, evaluation=replace(variant.evaluation, top1=0.9))
+
+
+def test_integers_for_inputs_that_cost_time_and_gain_nothing_are_told(compressed):
+    first, weights, last = (timed(one, ms) for one, ms in zip(compressed.variants, (1.0, 1.0, 2.0), strict=True))
+    told = slower_text(replace(compressed, variants=(first, weights, last)))
+    assert told.startswith("int8 inputs are slower than float32 on this machine: x 2.00 in batches of 32; ")
+    assert told.endswith("--weights-only")
+    # As fast, within the noise; or more accurate than weights alone.
+    assert not slower_text(replace(compressed, variants=(first, weights, timed(last, 1.1))))
+    better = replace(last, evaluation=replace(last.evaluation, top1=0.95))
+    assert not slower_text(replace(compressed, variants=(first, weights, better)))
+
+
 def test_what_is_lost_is_refused_and_told(run):
     bundle = load_bundle(run / "bundle")
     params = dict(bundle.params)
@@ -168,6 +185,14 @@ def test_a_missing_qwix_is_told_before_anything_is_done(finished_run, monkeypatc
 def test_the_command_ends_with_2_and_one_line(finished_run, capsys):
     assert main(["compress", str(finished_run), "--bits", "3"]) == 2
     assert capsys.readouterr().err == "pcls: --bits 3: allowed: 8, 4\n"
+
+
+def test_the_command_says_what_it_wrote_and_what_that_replaces(finished_run, compressed, tmp_path, capsys):
+    out = shutil.copytree(compressed.path, tmp_path / "small")
+    assert main(["compress", str(finished_run), "--weights-only", "--max-loss", "100", "--out", str(out)]) == 0
+    text, errors = capsys.readouterr()
+    assert text.splitlines()[-1] == f"written: {out} (int8 weights); next: pcls predict {out} FILES"
+    assert errors.splitlines()[-1] == f"{out}: the compressed bundle that was there is replaced"
 
 
 def test_training_for_int8_computes_with_rounded_numbers(tiny, finished_run, tmp_path):
