@@ -17,9 +17,9 @@ from pcls.evaluation.text import fit_json
 from pcls.parallel.processes import barrier, is_main
 from pcls.parallel.tuning import tune_process
 from pcls.pretrained.bundle import Calibration, load_bundle, save_bundle
-from pcls.run.evaluate import Evaluator, evaluate_run, saved_preprocessing
+from pcls.run.evaluate import Evaluator, evaluate_run, open_run_data
 from pcls.run.folder import RunFolder
-from pcls.run.setup import prepare
+from pcls.run.setup import setup_of
 
 # Not the default of data.split_seed, by which these records were chosen.
 SEED = 1
@@ -67,7 +67,7 @@ def calibrate_run(path: str | Path, *, method: str = "auto", records: int = 0) -
     if folder.status().get("status") != "finished" or not folder.bundle.is_dir():
         raise UserError(f"{path}: the run is not finished; there is nothing to calibrate before: pcls resume {path}")
     bundle = load_bundle(folder.bundle)
-    setup = prepare(recipe, saved_preprocessing(folder))
+    setup = setup_of(recipe, open_run_data(folder, recipe))
     if setup.dataset.class_names != bundle.class_names:
         raise UserError(f"{path}: the data has other classes than the run was trained with; bring the old data back")
     setup = replace(setup, dataset=some_records(setup.dataset, records))

@@ -18,7 +18,7 @@ from pcls.run.folder import RunFolder
 # What makes a folder a run; it comes last.
 RECIPE = "recipe.yaml"
 # What `pcls resume` needs beside it and a checkpoint, and what it goes on writing.
-BESIDE = ("preprocessing.json", "origin.json", "status.json", "metrics.jsonl")
+BESIDE = ("preprocessing.json", "data.json", "origin.json", "status.json", "metrics.jsonl")
 
 PIECE = 8 << 20
 

@@ -8,9 +8,8 @@ from pcls.data.dataset import check_one_label
 from pcls.errors import UserError
 from pcls.evaluation.count import Predictions
 from pcls.evaluation.paired import Comparison, compare
-from pcls.run.evaluate import evaluate_run, read_evaluation, saved_preprocessing
+from pcls.run.evaluate import evaluate_run, open_run_data, read_evaluation
 from pcls.run.folder import RunFolder
-from pcls.run.setup import open_data
 
 
 def compare_runs(first: str | Path, second: str | Path) -> Comparison:
@@ -46,7 +45,7 @@ def _answers(folder: RunFolder) -> tuple[Predictions, list[str], tuple[str, ...]
     kept = read_evaluation(folder)
     assert kept is not None
     evaluation, predictions = kept
-    held = open_data(recipe, saved_preprocessing(folder)).evaluation
+    held = open_run_data(folder, recipe).evaluation
     if len(held) < evaluation.n + evaluation.undecodable:
         raise UserError(
             f"{folder.path}: its data has fewer records than when it was evaluated; pcls eval {folder.path}"

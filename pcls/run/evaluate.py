@@ -46,7 +46,8 @@ from pcls.parallel.processes import agreed, is_main, place
 from pcls.parallel.tuning import tune_process
 from pcls.pretrained.bundle import Calibration, load_bundle
 from pcls.run.folder import RunFolder
-from pcls.run.setup import Setup, prepare
+from pcls.run.same_data import check_held_out
+from pcls.run.setup import Setup, open_data, setup_of
 from pcls.training.losses import plain_loss
 
 EVALUATION, PREDICTIONS, PREPROCESSING = "evaluation.json", "predictions.npz", "preprocessing.json"
@@ -193,14 +194,14 @@ def evaluate_run(path: str | Path, *, tta: str = "", by: str = "") -> Evaluation
       by: a column of the run's manifest: accuracy for each of its values too. Empty: none.
 
     Raises:
-      UserError: no run, no checkpoint, no such column, or the data is gone.
+      UserError: no run, no checkpoint, no such column, or the data is gone, or not what the run began with.
     """
     tune_process()
     folder = RunFolder(path)
     recipe = with_tta(folder.recipe(), tta)
     if by:
         check_one_label(recipe.data, f"--by {by}")
-    setup = prepare(recipe, saved_preprocessing(folder))
+    setup = setup_of(recipe, open_run_data(folder, recipe))
     values = column_values(recipe.data, setup.dataset.evaluation, by) if by else []
     store = CheckpointStore(folder.checkpoints, warn=_warn, agree=agreed)
     try:
@@ -270,6 +271,17 @@ def saved_preprocessing(folder: RunFolder) -> Preprocessing | None:
             f"{folder.path / PREPROCESSING}: is damaged ({first_line(error)}); copy it from a backup, or from the "
             "bundle's model.json"
         ) from error
+
+
+def open_run_data(folder: RunFolder, recipe: Recipe) -> Dataset:
+    """A run's data, to evaluate it on.
+
+    Raises:
+      UserError: the classes or the held-out records are not those that the run began with; and as `open_data`.
+    """
+    dataset = open_data(recipe, saved_preprocessing(folder))
+    check_held_out(folder, recipe, dataset)
+    return dataset
 
 
 def keep_evaluation(folder: RunFolder, evaluation: Evaluated, predictions: Predictions | LabelScores) -> None:

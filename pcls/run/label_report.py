@@ -11,10 +11,9 @@ from pcls.evaluation.report import RunReport, Table
 from pcls.evaluation.sections.records import MAX_LOSSES
 from pcls.evaluation.thresholds import probabilities
 from pcls.observe.sinks import read_metrics
-from pcls.run.evaluate import PREDICTIONS, evaluate_run, saved_preprocessing, train_counts_of
+from pcls.run.evaluate import PREDICTIONS, evaluate_run, open_run_data, train_counts_of
 from pcls.run.facts import facts_of, rollback_tables
 from pcls.run.folder import RunFolder
-from pcls.run.setup import open_data
 
 NOT_KNOWN = "–"
 
@@ -26,7 +25,7 @@ def label_report(folder: RunFolder) -> RunReport:
       UserError: the run's data is gone.
     """
     recipe = folder.recipe()
-    dataset = open_data(recipe, saved_preprocessing(folder))
+    dataset = open_run_data(folder, recipe)
     scores = read_scores(folder)
     evaluation = label_evaluation(
         scores,

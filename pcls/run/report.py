@@ -33,12 +33,11 @@ from pcls.observe.sinks import read_metrics
 from pcls.pretrained.bundle import load_bundle
 from pcls.run.calibrate import CALIBRATION
 from pcls.run.compare import compare_runs
-from pcls.run.evaluate import evaluate_run, read_evaluation, saved_preprocessing
+from pcls.run.evaluate import evaluate_run, open_run_data, read_evaluation, saved_preprocessing
 from pcls.run.explain import explain, network_of
 from pcls.run.facts import definition_of, facts_of, rollback_tables, value_text
 from pcls.run.folder import RunFolder
 from pcls.run.label_report import label_report
-from pcls.run.setup import open_data
 from pcls.run.shown import mistakes
 
 
@@ -84,7 +83,7 @@ def run_report(path: str | Path, limits_of: LimitsOf | None = None) -> RunReport
     if recipe.data.holds_label_sets:
         return label_report(folder)
     evaluation, predictions = _evaluated(folder)
-    dataset = open_data(recipe, saved_preprocessing(folder))
+    dataset = open_run_data(folder, recipe)
     history = read_metrics(folder.path)
     status = {"status": "unfinished", "step": 0} | folder.status()
     suspects = label_issues(predictions.labels, predictions.predicted, predictions.probability, predictions.nll)

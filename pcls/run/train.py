@@ -21,8 +21,9 @@ from pcls.parallel.tuning import tune_process
 from pcls.run.checkpoints import run_store
 from pcls.run.evaluate import PREPROCESSING, evaluate_run, saved_preprocessing
 from pcls.run.folder import RunFolder
+from pcls.run.same_data import change_of_data, keep_data
 from pcls.run.session import ORIGIN, Run, Session
-from pcls.run.setup import Setup, prepare
+from pcls.run.setup import Setup, open_data, prepare, setup_of
 from pcls.run.teachers import with_teacher
 from pcls.run.weights import Start, has_first_weights, start_weights
 from pcls.training.step import RIGHT
@@ -80,7 +81,8 @@ def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | 
       profile: steps to trace, counted from 1; None: none.
 
     Raises:
-      UserError: no run here, another process is writing it, or the changes do not fit its checkpoint.
+      UserError: no run here, another process is writing it, the changes do not fit its checkpoint, or the data are not
+        those that it began with and none of the changes names others.
     """
     with closing(Goodput()) as goodput:
         tune_process()
@@ -88,11 +90,16 @@ def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | 
         recipe = with_overrides(folder.recipe(), overrides)
         recipe = with_overrides(recipe, {"run.dir": str(folder.path)})
         check_same_recipe(recipe)
-        setup = with_teacher(prepare(recipe, saved_preprocessing(folder)))
+        dataset = open_data(recipe, saved_preprocessing(folder))
+        # Before anything is built: a class more is a model of another shape.
+        change = change_of_data(folder, recipe, dataset)
+        setup = with_teacher(setup_of(recipe, dataset))
         with folder.locked() if is_main() else nullcontext():
             screen = Console(
                 setup.plan.steps, records=setup.preprocessing.records, accuracy=RIGHT[setup.recipe.data.labels]
             )
+            if is_main() and change:
+                screen.say(f"{change}; pcls eval goes by these data from now on")
             return _train(setup, folder, None, screen, goodput, profile, resume=True)
 
 
@@ -168,6 +175,7 @@ def begin_folder(folder: RunFolder, recipe: Recipe, setup: Setup, start: Start |
     """Writes what a run starts with."""
     folder.create(recipe)
     folder.write_json(PREPROCESSING, setup.dataset.preprocessing.to_json())
+    keep_data(folder, setup.dataset)
     if start and start.origin:
         folder.write_json(ORIGIN, dict(start.origin))
 
@@ -204,6 +212,7 @@ def _train(
         if resume and is_main():
             # Only now: changes that do not fit the checkpoint must not replace the recipe that it was made with.
             folder.create(setup.recipe)
+            keep_data(folder, setup.dataset)
         if weights is not None:
             # A run cut off before its first checkpoint must not go on from random weights.
             store.save(0, state)

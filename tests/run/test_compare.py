@@ -68,6 +68,7 @@ def test_runs_on_other_records_are_refused(finished_run, tmp_path):
     recipe = (path / "recipe.yaml").read_text()
     assert "split_seed: 0" in recipe
     (path / "recipe.yaml").write_text(recipe.replace("split_seed: 0", "split_seed: 7"))
+    (path / "data.json").unlink()
     told = refusal(finished_run, path)
     assert "were not evaluated on the same records (359 and 359, digits #" in told
     assert "data.split_seed" in told

@@ -379,6 +379,7 @@ def test_a_run_of_a_manifest_is_parted_by_a_column_of_it(run, digits, tmp_path):
     folder = RunFolder(run)
     data = {"data.source": "manifest", "data.path": str(tmp_path / "set.parquet"), "data.image_size": 10}
     folder.create(with_overrides(folder.recipe(), data))
+    (run / "data.json").unlink()
     found = pcls.evaluate(run, by="site")
     held = prepare(folder.recipe(), saved_preprocessing(folder)).dataset.evaluation
     numbers = [int(held.name(record).rpartition("/")[2][:-4]) for record in range(len(held))]

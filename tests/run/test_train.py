@@ -19,6 +19,7 @@ def test_a_finished_run_holds_all_that_the_other_verbs_need(finished_run):
     assert sorted(path.name for path in finished_run.iterdir()) == [
         "bundle",
         "checkpoints",
+        "data.json",
         "environment.json",
         "evaluation.json",
         "metrics.csv",
