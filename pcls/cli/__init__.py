@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pcls.cli.advise import advise
 from pcls.cli.bench import bench
@@ -35,8 +36,25 @@ from pcls.cli.sweep import sweep
 from pcls.cli.train import train
 from pcls.errors import PclsError, UserError
 
+
+class Verbs(TyperGroup):
+    """The verbs; a value that an option cannot have is one line, as other mistakes are."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the verb that the command line names."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            # Without a message, a parameter is missing: the usage says which there are.
+            if not error.message or error.param is None:
+                raise
+            option = error.param.get_error_hint().strip("'")
+            raise UserError(f"{option}: {error.message.removeprefix('Value error, ').rstrip('.')}") from error
+
+
 app = typer.Typer(
     name="pcls",
+    cls=Verbs,
     help="Pretrain, fine-tune, evaluate and deliver image classifiers with JAX.",
     no_args_is_help=True,
     rich_markup_mode=None,
