@@ -257,7 +257,7 @@ def sweep(
       arguments: `key=value`; tried are `log:a..b`, `a..b` and lists `a,b,c`; `train.seed` repeats each setting.
       folder: of the sweep.
       strategy: `random`, `grid` or `halving`.
-      trials: settings that are drawn by `random` and `halving`.
+      trials: settings that are drawn by `random` and `halving`; 0: 10.
       seed: of the draws.
       metric: `top1`, `top5`, `balanced`, `macro_f1` or `loss`.
       say: hears of every trial; None: standard error does.

@@ -13,12 +13,13 @@ import pcls
 
 def sweep(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with pcls.")],
-    arguments: Annotated[
-        list[str], typer.Argument(help="key=value; tried are log:a..b, a..b and lists a,b,c; train.seed repeats each.")
-    ],
     folder: Annotated[Path, typer.Option(help="Of the sweep; give it to as many processes as you like.")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value; tried are log:a..b, a..b and lists a,b,c; train.seed repeats each."),
+    ] = None,
     strategy: Annotated[str, typer.Option(help="random, grid (all combinations) or halving.")] = "random",
-    trials: Annotated[int, typer.Option(help="Settings drawn by random and halving.", min=0)] = 0,
+    trials: Annotated[int, typer.Option(help="Settings drawn by random and halving; 0: 10.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Of the draws.", min=0)] = 0,
     metric: Annotated[
         str, typer.Option(help="top1, top5, balanced, macro_f1, loss; of several labels map, micro_f1.")
@@ -29,7 +30,7 @@ def sweep(
 
     Example: pcls sweep digits_cnn optimizer.lr=log:1e-4..1e-1 train.seed=0..2 --trials 8 --folder runs/sweep
     """
-    found = pcls.sweep(recipe, arguments, folder, strategy=strategy, trials=trials, seed=seed, metric=metric)
+    found = pcls.sweep(recipe, arguments or [], folder, strategy=strategy, trials=trials, seed=seed, metric=metric)
 
     from pcls.run.sweep import sweep_json, sweep_text
 

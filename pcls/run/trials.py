@@ -23,6 +23,8 @@ Strategy = Literal["random", "grid", "halving"]
 SEED = "train.seed"
 # More are no plan, and would be held in memory.
 MAX_VALUES = 10_000
+# Settings that are drawn where nobody says how many.
+DRAWN = 10
 # Successive halving keeps one setting in so many, each of which then trains so many times as long.
 KEPT = 3
 DIGITS = 4
@@ -196,16 +198,19 @@ def settings(space: Space, strategy: Strategy, trials: int, seed: int) -> list[S
     Args:
       space: of the sweep.
       strategy: `grid` (all combinations), `random` and `halving` (drawn; none twice where all keys have lists).
-      trials: how many are drawn; with `grid` 0.
+      trials: how many are drawn; 0: 10. With `grid` 0.
       seed: of the draws.
 
     Raises:
-      UserError: a range that no grid can have, or a number that is none of the strategy.
+      UserError: nothing to try, a range that no grid can have, or a number that is none of the strategy.
     """
+    if not space.swept and not space.seeds:
+        raise UserError("no key has a range or a list; write what to try, such as optimizer.lr=log:1e-4..1e-1")
     if strategy == "grid":
         return _grid(space, trials)
-    if trials < 1:
+    if trials < 0:
         raise UserError(f"--trials is {trials}; with --strategy {strategy} 1 or more settings are drawn")
+    trials = trials or DRAWN
     if trials > MAX_VALUES:
         raise UserError(f"--trials is {trials:,}; {MAX_VALUES:,} at most are kept in one sweep")
     rng = np.random.default_rng(seed)

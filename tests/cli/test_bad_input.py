@@ -249,6 +249,18 @@ BAD_INPUTS = {
         ["finetune", "digits", "--model", "{0}/nowhere"],
         ["neither a run", "nor a bundle"],
     ),
+    "a format that is not written": (
+        nothing,
+        ["export", "{0}/nowhere", "--to", "tflite"],
+        ["--to: 'tflite' is not one of 'stablehlo', 'onnx', 'safetensors'"],
+    ),
+    "a recipe of fine-tuning that is none": (
+        nothing,
+        ["finetune", "digits", "--model", "{0}/nowhere", "--recipe", "linear"],
+        ["--recipe: 'linear' is not one of 'auto', 'probe'"],
+    ),
+    "words for a number": (nothing, ["predict", "{0}/nowhere", "a.png", "--top", "all"], ["--top: ", "integer"]),
+    "a sweep of nothing": (nothing, ["sweep", "digits_cnn", "--folder", "{0}/sweep"], ["no key has a range"]),
     "resume of nothing": (nothing, ["resume", "{0}/nowhere"], ["there is no run in this folder", "pcls train"]),
     "evaluation of nothing": (nothing, ["eval", "{0}/nowhere"], ["there is no run in this folder"]),
     "report of nothing": (nothing, ["report", "{0}/nowhere"], ["there is no run in this folder"]),

@@ -85,12 +85,18 @@ def test_a_grid_has_every_combination_once_in_order():
     assert found[1] == (("optimizer.lr", "0.1"), ("train.batch_size", "32"))
 
 
+@pytest.mark.parametrize(("arguments", "count"), [("0..1", 10), ("1,2", 2)])
+def test_ten_settings_are_drawn_where_nobody_says_how_many(arguments, count):
+    assert len(settings(read_space([f"optimizer.lr={arguments}"]), "halving", 0, 0)) == count
+
+
 @pytest.mark.parametrize(
     ("arguments", "strategy", "trials", "message"),
     [
         (["optimizer.lr=0..1"], "grid", 0, "optimizer.lr: a grid needs a list"),
         (["optimizer.lr=1,2"], "grid", 3, "--trials has no effect with --strategy grid"),
-        (["optimizer.lr=1,2"], "random", 0, "--trials is 0; with --strategy random 1 or more"),
+        (["optimizer.lr=1,2"], "random", -1, "--trials is -1; with --strategy random 1 or more"),
+        (["optimizer.lr=1"], "random", 3, "no key has a range or a list"),
         (["optimizer.lr=0..1"], "halving", 10**6, "10,000 at most"),
         (["train.batch_size=1..200", "data.split_seed=0..200"], "grid", 0, "more than 10,000 points"),
     ],
