@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pcls.checkpoint.store import CheckpointStore
+from pcls.checkpoint.store import CheckpointStore, steps_in
 from pcls.data.pipeline import Workers
 from pcls.data.workers import usable_cores
 from pcls.errors import UserError
@@ -25,7 +25,7 @@ from pcls.run.steps import compiled_steps, placed, step_batches
 from pcls.run.teachers import with_teacher
 from pcls.run.weights import has_first_weights
 from pcls.training.diagnosis import Diagnosis
-from pcls.training.loop import Hooks, train_loop
+from pcls.training.loop import Hooks, Trouble, train_loop
 from pcls.training.state import TrainState
 
 # Records that are shown.
@@ -62,6 +62,8 @@ def replay_step(path: str | Path, step: int) -> Replay:
     tune_process()
     folder = RunFolder(path)
     setup = with_teacher(prepare(folder.recipe(), saved_preprocessing(folder)))
+    if not setup.plan.steps:
+        raise UserError(f"{folder.path}: no step was trained, and so there is none to replay")
     if not 1 <= step <= setup.plan.steps:
         raise UserError(f"STEP is {step:,}; the steps of {folder.path} are 1 to {setup.plan.steps:,}")
     store = CheckpointStore(folder.checkpoints, warn=_warn, agree=agreed)
@@ -70,8 +72,10 @@ def replay_step(path: str | Path, step: int) -> Replay:
     finally:
         store.close()
     if restored is None and has_first_weights(setup.recipe):
+        left = steps_in(folder.checkpoints)
+        those = f"{left[0] + 1:,} to {setup.plan.steps:,}" if left else "none"
         raise UserError(
-            f"{folder.path}: no checkpoint from before step {step:,} is left, and its first weights are gone"
+            f"{folder.path}: no checkpoint from before step {step:,} is left; steps that can be replayed: {those}"
         )
     state, began = restored or (setup.initial_state(), 0)
     for back in rollbacks_of(folder):
@@ -103,10 +107,7 @@ def replay_text(setup: Setup, folder: RunFolder, diagnosis: Diagnosis, began: in
         f"{setup.preprocessing.records}",
         diagnosis_text(setup, diagnosis),
         f"{'loss':>12}  record",
-        *(
-            f"{diagnosis.losses[row]:12.5g}  {int(diagnosis.records[row]):,} {source.name(int(diagnosis.records[row]))}"
-            for row in worst[:SHOWN]
-        ),
+        *(f"{diagnosis.losses[row]:12.5g}  {source.name(int(diagnosis.records[row]))}" for row in worst[:SHOWN]),
         f"all of them: {folder.path / f'diagnosis-{diagnosis.step}.json'}",
     ]
     return "\n".join(lines)
@@ -129,3 +130,11 @@ class _Placing(Hooks):
     def place(self, batch: Any) -> Any:
         """To the devices."""
         return placed(self._setup, batch)
+
+    def roll_back(self, state: TrainState, step: int, trouble: Trouble) -> TrainState:
+        """The run did not come this way further."""
+        path = self._setup.recipe.run.dir
+        raise UserError(
+            f"{path}: in trouble from step {trouble.since:,} on ({trouble.reason}), and what came after it cannot be "
+            f"replayed; look at the first: pcls replay {path} {trouble.since}"
+        )

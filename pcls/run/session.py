@@ -174,7 +174,7 @@ class Session(Hooks):
         """Redraws the progress line now and then, and says what became of a checkpoint."""
         self._profiler.after(step, self._setup.plan.after_dispatch(step))
         self._tolerating(self._store.poll)
-        if self._console and meter.has_numbers and self._console.due():
+        if self._console and meter.has_rates and self._console.due():
             self._console.progress(meter.current(step))
 
     def log(self, row: dict[str, Any]) -> None:
@@ -275,6 +275,9 @@ class Session(Hooks):
             self._sinks.append(Wandb(recipe.observe.wandb, self._folder.path, flat_recipe(recipe)))
         write_parameter_table(self._setup, self._folder.path / "parameters.csv")
         self._say(headline(self._setup, self._folder, first))
+        if recipe.distill.teacher:
+            told = f"{recipe.distill.share:.0%} of the loss at temperature {recipe.distill.temperature:g}"
+            self._say(f"teacher: {recipe.distill.teacher}, {told}")
         for notice in self._setup.dataset.notices:
             self._say(notice)
         if self._setup.mesh.size > 1:

@@ -87,8 +87,8 @@ def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | 
     with closing(Goodput()) as goodput:
         tune_process()
         folder = RunFolder(path)
-        recipe = with_overrides(folder.recipe(), overrides)
-        recipe = with_overrides(recipe, {"run.dir": str(folder.path)})
+        before = with_overrides(folder.recipe(), {"run.dir": str(folder.path)})
+        recipe = with_overrides(with_overrides(before, overrides), {"run.dir": str(folder.path)})
         check_same_recipe(recipe)
         dataset = open_data(recipe, saved_preprocessing(folder))
         # Before anything is built: a class more is a model of another shape.
@@ -98,6 +98,8 @@ def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | 
             screen = Console(
                 setup.plan.steps, records=setup.preprocessing.records, accuracy=RIGHT[setup.recipe.data.labels]
             )
+            if is_main() and (changes := changed_keys(before, recipe)):
+                screen.say(f"changed: {changes}")
             if is_main() and change:
                 screen.say(f"{change}; pcls eval goes by these data from now on")
             return _train(setup, folder, None, screen, goodput, profile, resume=True)
@@ -127,6 +129,12 @@ def train_or_resume(recipe: Recipe, start_of: Callable[[Recipe], Start | None], 
     if finished:
         return Run(folder.path, evaluate_run(folder.path))
     return resume_run(folder.path, profile=profile)
+
+
+def changed_keys(before: Recipe, after: Recipe) -> str:
+    """`optimizer.lr 0.001 -> 0.1, ...`: what of a recipe is another one."""
+    old, new = flat_recipe(before), flat_recipe(after)
+    return ", ".join(f"{key} {old.get(key)} -> {new[key]}" for key in new if new[key] != old.get(key))
 
 
 def _state_of(folder: RunFolder) -> tuple[bool, bool, bool]:

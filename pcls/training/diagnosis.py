@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 
 from pcls.data.pipeline import Batch
@@ -17,6 +18,8 @@ from pcls.parallel.mesh import replicated
 from pcls.training.program import Program
 from pcls.training.state import TrainState
 from pcls.training.step import without
+
+NORM = "of the gradient"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ def make_examination(program: Program, phase: int) -> Callable[[TrainState, Batc
             losses, _, _ = losses_of(state, learning, batch, *given)
             (loss, sums), grads = gradients_of(state, learning, batch, *given)
         finite = {kind: jax.tree.map(_finite, tree) for kind, tree in _kinds(state, grads).items()}
+        # By which the step itself goes: of finite gradients it may still be too large.
+        finite["norm"] = {NORM: jnp.isfinite(optax.tree.norm(grads))}
         losses = jnp.where(batch.weight > 0, losses, 0.0)
         return loss / jnp.maximum(sums.weight, 1), losses, batch.record, finite
 
@@ -81,7 +86,7 @@ def diagnosis_of(program: Program, step: int, numbers: Any) -> Diagnosis:
     """
     loss, losses, records, finite = jax.device_get(numbers)
     # As the model defines them: compiled programs sort by name.
-    order = [*program.model.params, *program.model.stats]
+    order = [*program.model.params, *program.model.stats, NORM]
     bad = {kind: [path for path in order if not tree.get(path, True)] for kind, tree in finite.items()}
     wrong = [int(record) for record, value in zip(records, losses, strict=True) if not np.isfinite(value)]
     return Diagnosis(
@@ -109,4 +114,6 @@ def _first_bad(bad: dict[str, list[str]], wrong: list[int], batch: int) -> str:
             return f"{kind} {bad[kind][0]}"
     if wrong:
         return f"the loss of {len(wrong):,} of {batch:,} records"
-    return f"gradient of {bad['gradient of'][-1]}" if bad["gradient of"] else ""
+    if bad["gradient of"]:
+        return f"gradient of {bad['gradient of'][-1]}"
+    return "the norm of the gradient, too large for float32" if bad["norm"] else ""

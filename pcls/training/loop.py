@@ -198,13 +198,18 @@ class Meter:
         self._late: tuple[int, int, Metrics] | None = None
         self._bad: list[int] = []
         self._losses: deque[float] = deque(maxlen=MOST_BEFORE)
+        self._warm = False
         self._restart()
 
     def _restart(self) -> None:
+        self._restart_rates()
+        self._skipped = 0
+        self._sums = dict.fromkeys(("loss", "correct", "weight"), 0.0)
+
+    def _restart_rates(self) -> None:
         self._start = time.perf_counter()
         self._waited = self._blocked = 0.0
-        self._steps = self._skipped = 0
-        self._sums = dict.fromkeys(("loss", "correct", "weight"), 0.0)
+        self._steps = 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -244,6 +249,10 @@ class Meter:
         start = time.perf_counter()
         late = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}
         self._blocked += time.perf_counter() - start
+        if not self._warm and last < self._plan.steps:
+            # Until now the step was compiled, which says nothing of the rates.
+            self._warm = True
+            self._restart_rates()
         skipped, updates = [], len(late["loss"])
         for number in range(updates):
             step = last - count + (number + 1) * count // updates
@@ -274,6 +283,11 @@ class Meter:
                 self.trouble = self.trouble or Trouble(step, reason)
                 return
         self._losses.append(loss)
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether any step was taken since the rates are measured."""
+        return self.has_numbers and self._steps > 0
 
     @property
     def has_numbers(self) -> bool:

@@ -23,14 +23,15 @@ from pcls.parallel.processes import is_main
 from pcls.planning.limits import Limits, limits_of
 from pcls.pretrained.bundle import Bundle
 from pcls.run.bundles import open_bundle
+from pcls.run.folder import RunFolder
 from pcls.run.session import Run
-from pcls.run.train import train_recipe
+from pcls.run.train import refuse_used, train_recipe
 from pcls.run.weights import HEAD_PATHS
 from pcls.training.freezing import Freezing, freezing
 from pcls.transfer.advise import duration_text
 from pcls.transfer.groups import layer_groups
 from pcls.transfer.recipes import BATCH_SIZE, EPOCHS, MIN_STEPS, RECIPES, Network, choose
-from pcls.transfer.start import check_head_fits, start_from
+from pcls.transfer.start import check_head_fits, start_from, why_new_head
 
 AUTO = "auto"
 
@@ -78,6 +79,7 @@ def finetune(
     tuning = fine_tuning(data, model, overrides, recipe=recipe)
     if keep_head:
         check_head_fits(tuning.bundle.class_names, tuning.dataset.class_names)
+    refuse_used(RunFolder(tuning.recipe.run.dir))
     if is_main():
         print(fine_tuning_text(tuning, data, model), file=sys.stderr, flush=True)
     start = start_from(model, tuning.recipe) if tuning.recipe.model.init else None
@@ -155,20 +157,20 @@ def fine_tuning_text(tuning: FineTuning, data: str, model: str | Path) -> str:
         "data": f"{len(dataset.train):,} {dataset.preprocessing.records} of {len(dataset.class_names):,} classes in "
         f"{data}, {min(counts):,} to {max(counts):,} a class; {len(dataset.evaluation):,} held out",
         "model": f"{model}: {bundle.model}, {definition.parameter_count:,} parameters, "
-        f"{' x '.join(map(str, dataset.preprocessing.training.shape))}; {_head_text(bundle, dataset)}",
+        f"{' x '.join(map(str, dataset.preprocessing.training.shape))}; {_head_text(bundle, dataset, recipe)}",
         "plan": f"{tuning.name}: {tuning.reason}; {tuning.steps:,} steps of {recipe.train.batch_size}",
-        "rates": rates_text(recipe, definition, learns),
+        "rates": rates_text(recipe, definition, learns) if tuning.steps else "none: no step is trained",
         "time": _time_text(tuning, definition, learns),
     }
+    kept = not why_new_head(bundle, dataset.class_names, recipe)
+    if kept and all(name.isdecimal() for name in dataset.class_names):
+        lines["note"] = "the classes are called by numbers only: if theirs mean something else, write transfer.head=new"
     return "\n".join(f"{what:<6} {text}" for what, text in lines.items())
 
 
-def _head_text(bundle: Bundle, dataset: Dataset) -> str:
-    if set(dataset.class_names) != set(bundle.class_names):
-        return "a new head"
-    numbers = all(name.isdecimal() for name in dataset.class_names)
-    doubt = ", but they are numbers only: if they mean others, name them or write transfer.head=new" if numbers else ""
-    return f"its head, as the classes have the same names{doubt}"
+def _head_text(bundle: Bundle, dataset: Dataset, recipe: Recipe) -> str:
+    why_new = why_new_head(bundle, dataset.class_names, recipe)
+    return f"a new head: {why_new}" if why_new else "its head, as the classes have the same names"
 
 
 def rates_text(recipe: Recipe, definition: ModelDef, learns: Freezing) -> str:

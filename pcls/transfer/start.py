@@ -60,14 +60,7 @@ def adapted_weights(bundle: Bundle, definition: ModelDef, class_names: tuple[str
     Raises:
       UserError: the weights do not fit the model.
     """
-    transfer = recipe.transfer
-    why_new = "" if transfer.head == "auto" else "as transfer.head says"
-    if set(class_names) != set(bundle.class_names):
-        why_new = _classes_differ(bundle.class_names, class_names)
-    elif recipe.data.holds_label_sets != bool(bundle.thresholds):
-        # The same names, and yet other questions: which of them, or whether each.
-        trained, wanted = ("several labels", "one") if bundle.thresholds else ("one label", "several")
-        why_new = f"the weights answer {trained} a record, and the data has {wanted}"
+    transfer, why_new = recipe.transfer, why_new_head(bundle, class_names, recipe)
     skip = dict.fromkeys(transfer.skip, "as transfer.skip says")
     weights = {**bundle.params, **bundle.stats}
     if not why_new:
@@ -85,6 +78,23 @@ def adapted_weights(bundle: Bundle, definition: ModelDef, class_names: tuple[str
     )
     params, stats = ({name: loaded.arrays[name] for name in fresh[part]} for part in ("params", "stats"))
     return StartWeights(params, stats, loaded_text(loaded.rows))
+
+
+def why_new_head(bundle: Bundle, class_names: tuple[str, ...], recipe: Recipe) -> str:
+    """What keeps a run from going on with the head of the weights; empty: nothing.
+
+    Args:
+      bundle: the weights.
+      class_names: of the run.
+      recipe: of the run.
+    """
+    if set(class_names) != set(bundle.class_names):
+        return _classes_differ(bundle.class_names, class_names)
+    if recipe.data.holds_label_sets != bool(bundle.thresholds):
+        # The same names, and yet other questions: which of them, or whether each.
+        trained, wanted = ("several labels", "one") if bundle.thresholds else ("one label", "several")
+        return f"the weights answer {trained} a record, and the data has {wanted}"
+    return "" if recipe.transfer.head == "auto" else "as transfer.head says"
 
 
 def _head_in_order(bundle: Bundle, class_names: tuple[str, ...]) -> Arrays:

@@ -1,6 +1,7 @@
 """Runs whose loss is not finite for a while or for good: they go back, pass over the records since, or give up."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -160,6 +161,19 @@ def test_replay_names_the_worst_records_and_writes_all_of_them(kept_run, capsys)
     assert len(shown) == 10 and shown == sorted(shown, reverse=True)
     noted = json.loads((kept_run / "diagnosis-5.json").read_text())
     assert max(row["loss"] for row in noted["records"]) == pytest.approx(shown[0], rel=1e-4)
+
+
+def test_a_gradient_whose_norm_overflows_is_told_as_such_and_later_steps_point_to_the_first(tiny, tmp_path, capsys):
+    path = tmp_path / "run"
+    wild = {"optimizer.name": "sgd", "optimizer.lr": 1e6, "guard.not_finite": 3, "guard.rollbacks": 0}
+    wild |= {"optimizer.momentum": 0.0, "optimizer.nesterov": False, "checkpoint.every": "100 steps"}
+    with pytest.raises(pcls.Diverged) as caught:
+        pcls.train("digits_cnn", tiny | wild | {"run.dir": str(path), "train.ema_decay": 0.0})
+    assert "first bad: " in str(caught.value) and "all is finite" not in str(caught.value)
+    since = int(re.search(r"pcls replay \S+ (\d+)", str(caught.value))[1])
+    assert pcls.replay(path, since).diagnosis.first_bad
+    assert main(["replay", str(path), str(since + 6)]) == 2
+    assert f"look at the first: pcls replay {path} {since}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", [0, 13])

@@ -20,7 +20,8 @@ def test_five_lines_say_what_is_going_to_happen(finished_run):
     _, lines = lines_of(finished_run, NEW)
     assert list(lines) == ["data", "model", "plan", "rates", "time"]
     assert lines["data"] == "80 images of 5 classes in digits, 16 to 16 a class; 816 held out"
-    assert lines["model"] == f"{finished_run}: cnn28, 23,301 parameters, 10 x 10 x 1; a new head"
+    head = "a new head: the 5 classes are not the 10 of the weights"
+    assert lines["model"] == f"{finished_run}: cnn28, 23,301 parameters, 10 x 10 x 1; {head}"
     assert lines["plan"] == "full: a small network; all its layers learn at once; 300 steps of 16"
     assert lines["rates"] == "head 0.001; top 0.00065; stem 0.00042"
     assert lines["time"].endswith("reading, compiling and evaluating come on top")
@@ -28,10 +29,12 @@ def test_five_lines_say_what_is_going_to_happen(finished_run):
 
 def test_a_head_that_is_kept_for_numbered_classes_is_doubted(finished_run):
     _, lines = lines_of(finished_run)
-    assert lines["model"].endswith(
-        "its head, as the classes have the same names, but they are numbers only: if they mean others, name them or "
-        "write transfer.head=new"
+    assert lines["model"].endswith("its head, as the classes have the same names")
+    assert lines["note"] == (
+        "the classes are called by numbers only: if theirs mean something else, write transfer.head=new"
     )
+    _, lines = lines_of(finished_run, {"transfer.head": "new"})
+    assert lines["model"].endswith("a new head: as transfer.head says") and "note" not in lines
 
 
 def test_what_learns_later_is_told_with_its_step(finished_run):
