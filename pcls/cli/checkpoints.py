@@ -38,10 +38,13 @@ def list_steps(run: RUN, as_json: JSON = False) -> None:
         typer.echo("no checkpoint is saved yet")
         return
     typer.echo(f"{'step':>9} {'MB':>10} {'score':>8}  kept")
+    newest = [each.step for each in reversed(found) if each.kept == "newest"]
     for each in found:
         score = "" if each.score is None else f"{each.score:.4f}"
-        state = f"damaged: {each.problem}" if each.problem else each.kept or "until the next save"
+        place = f", {newest.index(each.step) + 1} of {len(newest)}" if each.step in newest else ""
+        state = f"damaged: {each.problem}" if each.problem else f"{each.kept}{place}" or "until the next save"
         typer.echo(f"{each.step:>9,} {each.bytes / 1e6:>10,.2f} {score:>8}  {state}")
+    typer.echo(f"only the sizes of files were looked at; what is in them: pcls checkpoints verify {run}")
 
 
 @app.command("verify")

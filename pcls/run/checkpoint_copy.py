@@ -39,10 +39,12 @@ def copy_checkpoints(path: str | Path, target: str, *, step: int | None = None, 
       The steps, ascending.
 
     Raises:
-      UserError: there is no run or no valid step, the target holds another run, or it cannot be written.
+      UserError: there is no run or no valid step, the target lies in the run or holds another, or it cannot be written.
     """
     folder = RunFolder(path)
     folder.recipe()
+    if not is_url(target) and Path(target).resolve().is_relative_to(folder.path.resolve()):
+        raise UserError(f"{target}: lies in the run's own folder {path}; name a folder elsewhere")
     manifests = _valid_steps(folder, step, every)
     place = _Bucket(target) if is_url(target) else _Folder(Path(target))
     recipe = folder.recipe_file.read_bytes()

@@ -82,9 +82,10 @@ def test_a_recipe_s_lengths_become_steps():
 def test_list_shows_size_score_and_why_each_step_is_kept(run, said):
     code, lines, _ = said("list", run)
     assert code == 0
-    assert [line.split()[0] for line in lines] == ["step", "4", "8", "12"]
-    assert re.fullmatch(r" +4 +0\.\d\d +newest", lines[1])
-    assert re.fullmatch(r" +12 +0\.\d\d +0\.\d{4}  newest", lines[3])
+    assert [line.split()[0] for line in lines] == ["step", "4", "8", "12", "only"]
+    assert re.fullmatch(r" +4 +0\.\d\d +newest, 3 of 3", lines[1])
+    assert re.fullmatch(r" +12 +0\.\d\d +0\.\d{4}  newest, 1 of 3", lines[3])
+    assert lines[4].endswith(f"pcls checkpoints verify {run}")
 
 
 def test_list_reads_no_arrays_and_says_what_sizes_tell(run, said):
@@ -194,6 +195,15 @@ def test_a_copy_is_verified_and_a_run_goes_on_from_it(run, said, tmp_path, final
     state, expected = final_state(target), final_state(run)
     for name, value in expected.items():
         np.testing.assert_array_equal(state[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("inside", ["", "sub", "checkpoints/4", "../run/sub"])
+def test_a_copy_into_the_run_itself_is_refused(run, said, inside):
+    before = sorted(run.rglob("*"))
+    code, _, errors = said("copy", run, run / inside)
+    assert (code, len(errors)) == (2, 1)
+    assert f"lies in the run's own folder {run}; name a folder elsewhere" in errors[0]
+    assert sorted(run.rglob("*")) == before
 
 
 def test_a_copy_takes_the_newest_valid_step_or_all_and_leaves_what_is_there(run, tmp_path):
