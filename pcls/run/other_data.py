@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import jax
 
@@ -18,6 +18,7 @@ from pcls.evaluation.label_maps import read_label_lists, relabelled
 from pcls.evaluation.metrics import Evaluation, by_lists
 from pcls.parallel.tuning import tune_process
 from pcls.pretrained.bundle import Bundle
+from pcls.run.delivery import handed_on
 from pcls.run.evaluate import CALIBRATED_PLAIN, Evaluator, column_values, parted, with_tta
 from pcls.run.setup import Setup
 from pcls.training.program import make_program
@@ -46,7 +47,7 @@ def evaluate_on(bundle: Bundle, data: str, *, tta: str = "", by: str = "", label
             "records as the split validation of its manifest"
         )
     recipe = evaluation_recipe(bundle, data, tta)
-    held, part = _held(recipe, bundle)
+    held, where = _held(recipe, bundle)
     source, told = relabelled(held, bundle.class_names)
     values = column_values(recipe.data, source, by) if by else []
     names = [source.name(record) for record in range(len(source))] if labels else []
@@ -54,7 +55,7 @@ def evaluate_on(bundle: Bundle, data: str, *, tta: str = "", by: str = "", label
     setup = _setup(recipe, bundle, source, in_memory=isinstance(held, ArraySource))
     model, params = bundle.runnable()
     evaluation, predictions = Evaluator(replace(setup, model=model), bundle.calibration)(params, dict(bundle.stats))
-    notices = (part, *told, *((CALIBRATED_PLAIN,) if bundle.calibration and recipe.evaluate.tta != "none" else ()))
+    notices = (*where, *told, *((CALIBRATED_PLAIN,) if bundle.calibration and recipe.evaluate.tta != "none" else ()))
     evaluation = replace(evaluation, notices=notices)
     if labels:
         own = [answers[record] for record in predictions.records.tolist()]
@@ -79,8 +80,8 @@ def evaluation_recipe(bundle: Bundle, data: str, tta: str) -> Recipe:
     return with_tta(recipe, tta)
 
 
-def _held(recipe: Recipe, bundle: Bundle) -> tuple[Source, str]:
-    """What of a set is evaluated on, at the size of the model where it lies in memory, and which part that is."""
+def _held(recipe: Recipe, bundle: Bundle) -> tuple[Source, tuple[str, ...]]:
+    """What of a set is evaluated on, at the size of the model where it lies in memory; and what that is, in words."""
     whole, own = open_kept(recipe.data, as_it_is=True)
     held, part = (whole, "all its records") if own is None else (own, "its evaluation part")
     name = without_secrets(recipe.data.path) or recipe.data.source
@@ -88,7 +89,24 @@ def _held(recipe: Recipe, bundle: Bundle) -> tuple[Source, str]:
         raise UserError(f"{name}: {part}: empty; there is nothing to evaluate")
     if isinstance(held, ArraySource):
         held = held.resized(*bundle.preprocessing.shape)
-    return held, f"evaluated on {name}, {part}"
+    seen = _trained_on(recipe, bundle) if own is None else ()
+    return held, (f"evaluated on {name}, {part}", *seen)
+
+
+def _trained_on(recipe: Recipe, bundle: Bundle) -> tuple[str, ...]:
+    """A word on records that the model has seen, where the set is, by its name, the one that it was trained on."""
+    training = bundle.training
+    if training is None:
+        return ()
+    ours, theirs = handed_on(recipe), training.recipe
+    # A bundle keeps the last part of a path only.
+    same = PurePath(ours["data.path"]).name == PurePath(str(theirs.get("data.path", ""))).name
+    if ours["data.source"] != theirs.get("data.source") or not same:
+        return ()
+    return (
+        f"the model was trained on {training.records:,} records of a set of this name: where they are among these, the "
+        "figures say little of other data; on the held-out records alone: pcls eval RUN, without --data",
+    )
 
 
 def _setup(recipe: Recipe, bundle: Bundle, source: Source, *, in_memory: bool) -> Setup:

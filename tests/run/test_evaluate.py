@@ -221,7 +221,8 @@ def folders(root, images, labels, name):
 def test_the_digits_themselves_as_another_set_give_what_predictions_say(finished_run, digits):
     found = pcls.evaluate(finished_run, data="digits")
     assert (found.n, found.train_counts) == (1797, ())
-    assert found.notices == ("evaluated on digits, all its records",)
+    assert found.notices[0] == "evaluated on digits, all its records"
+    assert "the model was trained on 1,438 records of a set of this name" in found.notices[1]
     answers = pcls.load(finished_run).predict(list(digits[0]))
     right = [int(answer.label) == label for answer, label in zip(answers, digits[1], strict=True)]
     assert found.top1 == np.mean(right)
