@@ -43,3 +43,8 @@ def calibrate(
     if found.loss != "softmax":
         typer.echo(f"the model was trained with {found.loss}; its probabilities are the softmax of its logits")
     typer.echo(f"kept in the bundle: {found.calibration or 'no calibration'}")
+    if found.fit.worse:
+        typer.echo(
+            f"it makes probabilities worse (NLL {found.fit.before.quality.nll:.4f} -> "
+            f"{found.fit.after.quality.nll:.4f}); take it away: pcls calibrate {run} --method none"
+        )

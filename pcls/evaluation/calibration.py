@@ -6,7 +6,7 @@ Both change probabilities by `softmax(scale * logits + bias)`; a temperature is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import brentq, minimize
@@ -167,6 +167,8 @@ class Fit:
       candidates: method -> mean negative log-likelihood by cross-validation among the fitted ones; empty where the
         method was given.
       before, after: without and with it.
+      rejected: a method that was chosen and taken back, for the other records are less likely by it -> their mean
+        negative log-likelihood; empty: none.
     """
 
     method: str
@@ -176,13 +178,20 @@ class Fit:
     candidates: Mapping[str, float]
     before: Side
     after: Side
+    rejected: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def worse(self) -> bool:
+        """Whether the other records are less likely with it than without."""
+        return self.after.quality.nll > self.before.quality.nll
 
 
 def fit(logits: np.ndarray, labels: np.ndarray, fitted: np.ndarray, method: str, seed: int) -> Fit:
     """Fits a calibration to one part of the records, and measures it on the other.
 
     The method is chosen by cross-validation within the part that is fitted to: by its own likelihood the larger model
-    would always win, and on the other part the choice would make the figures look better than they are.
+    would always win, and on the other part the choice would make the figures look better than they are. Only where that
+    other part shows the chosen one to be worse than none, none is taken.
 
     Args:
       logits: [n, classes].
@@ -196,7 +205,7 @@ def fit(logits: np.ndarray, labels: np.ndarray, fitted: np.ndarray, method: str,
     chosen = chosen_method(losses) if losses else method
     scaling = METHODS[chosen](given, wanted)
     rest, own = logits[~fitted], labels[~fitted]
-    return Fit(
+    found = Fit(
         method=chosen,
         scaling=scaling,
         fitted=len(wanted),
@@ -205,6 +214,10 @@ def fit(logits: np.ndarray, labels: np.ndarray, fitted: np.ndarray, method: str,
         before=_side(rest, own),
         after=_side(scaled(rest, scaling), own),
     )
+    if method != "auto" or not found.worse:
+        return found
+    rejected = {chosen: found.after.quality.nll}
+    return replace(found, method="none", scaling=AS_IT_IS, after=found.before, rejected=rejected)
 
 
 def _side(logits: np.ndarray, labels: np.ndarray) -> Side:

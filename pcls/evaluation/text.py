@@ -198,6 +198,7 @@ def fit_json(fit: Fit) -> dict[str, Any]:
         "fitted": fit.fitted,
         "measured": fit.measured,
         "candidates": dict(fit.candidates),
+        "rejected": dict(fit.rejected),
         "before": asdict(fit.before),
         "after": asdict(fit.after),
     }
@@ -209,6 +210,11 @@ def fit_text(fit: Fit) -> str:
     if fit.candidates:
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in fit.candidates.items())
         lines.append(f"NLL by cross-validation on {fit.fitted:,} records: {losses}")
+    lines += [
+        f"{name} makes the {fit.measured:,} other records less likely, NLL {fit.before.quality.nll:.4f} -> {loss:.4f}: "
+        "not taken"
+        for name, loss in fit.rejected.items()
+    ]
     temperature = f" {1 / fit.scaling[0][0]:.4g}" if fit.method == "temperature" else ""
     lines.append(f"calibration: {fit.method}{temperature}; on {fit.measured:,} other records:")
     names = (("NLL", "nll"), ("Brier", "brier"), ("ECE", "ece"), ("ECE, mass", "ece_equal_mass"), ("AURC", "aurc"))

@@ -7,6 +7,7 @@ from scipy.special import log_softmax
 
 from pcls.evaluation import quality
 from pcls.evaluation.calibration import (
+    AS_IT_IS,
     TEMPERATURES,
     chosen_method,
     cross_validated,
@@ -17,6 +18,7 @@ from pcls.evaluation.calibration import (
     stratified_folds,
 )
 from pcls.evaluation.quality import scores
+from pcls.evaluation.text import fit_text
 
 
 def drawn(n, classes=5, seed=0, sharpness=2.0):
@@ -151,6 +153,21 @@ def test_a_fit_is_measured_on_records_that_it_has_not_seen(overconfident):
     assert found.after.quality.nll < found.before.quality.nll
     assert found.after.quality.brier < found.before.quality.brier
     assert fit(logits, labels, fitted, "auto", 0) == found
+
+
+def test_a_calibration_that_makes_the_other_records_worse_is_not_taken_unless_it_was_named(overconfident):
+    # The half that is fitted to is overconfident, the other one is right as it is.
+    sharp, labels = overconfident
+    fitted = np.arange(len(labels)) % 2 == 0
+    tempered = scaled(sharp, fit_temperature(sharp, labels))
+    logits = np.where(fitted[:, None], sharp, tempered)
+    found, named = (fit(logits, labels, fitted, method, 0) for method in ("auto", "temperature"))
+    assert (found.method, found.scaling, found.worse) == ("none", AS_IT_IS, False)
+    assert found.before == found.after == named.before
+    assert found.rejected == {"temperature": named.after.quality.nll}
+    assert (named.method, named.worse, dict(named.rejected)) == ("temperature", True, {})
+    nll = found.before.quality.nll, named.after.quality.nll
+    assert "temperature makes the 2,000 other records less likely, NLL {:.4f} -> {:.4f}".format(*nll) in fit_text(found)
 
 
 def test_a_method_that_is_named_is_not_chosen(overconfident):
