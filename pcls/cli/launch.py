@@ -137,6 +137,7 @@ def slurm(
 
     Example: pcls launch slurm imagenet_resnet50 --nodes 2 --tasks-per-node 8 --gpus-per-node 8 --dry-run
     """
+    from pcls.launch.job import check_shared
     from pcls.launch.slurm import Slurm, slurm_submission
 
     job = job_of(recipe, overrides, name, env, secret, volume, max_restarts, grace)
@@ -153,7 +154,10 @@ def slurm(
         container=container,
         pcls=pcls,
     )
+    remark = check_shared(recipe, overrides or [], nodes * tasks_per_node)
     carry_out(slurm_submission(target), is_submitted(dry_run, submit))
+    if remark:
+        _say(remark)
 
 
 def _say(text: str) -> None:

@@ -140,6 +140,38 @@ def run_folder(recipe: str, overrides: Sequence[str]) -> Path:
     return Path(load_recipe(recipe, overrides).run.dir)
 
 
+def check_shared(recipe: str, overrides: Sequence[str], tasks: int) -> str:
+    """What can be told of a recipe that tasks, each with a device or more, train together.
+
+    Args:
+      recipe, overrides: as `pcls train` takes them.
+      tasks: of all nodes.
+
+    Returns:
+      A remark for a person; empty: none.
+
+    Raises:
+      UserError: a batch does not divide by the devices.
+    """
+    found = load_recipe(recipe, overrides)
+    # Along mesh.model devices see the same images. More devices a task are a multiple of these.
+    shards = tasks // found.mesh.model if tasks % found.mesh.model == 0 else 1
+    sizes = {"train.batch_size": found.train.batch_size, "evaluate.batch_size": found.evaluation_batch_size}
+    for key, size in sizes.items():
+        if size % shards:
+            lower = size // shards * shards
+            choices = f"{lower} or {lower + shards}" if lower else str(shards)
+            raise UserError(
+                f"{key} is {size} and does not divide by the {shards} devices of the tasks; write {choices}"
+            )
+    if Path(found.run.dir).is_absolute():
+        return ""
+    return (
+        f"run.dir is {found.run.dir}, in the folder that the job starts in; all nodes must share it, or write "
+        "run.dir=/shared/FOLDER"
+    )
+
+
 def _split(text: str, separator: str, option: str, form: str) -> tuple[str, str]:
     # The last colon: a bucket's URL has one of its own.
     first, found, second = text.rpartition(separator) if separator == ":" else text.partition(separator)

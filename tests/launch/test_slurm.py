@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pcls.cli import main
 from pcls.launch.job import Job
 from pcls.launch.policy import Policy
 from pcls.launch.slurm import Slurm, sbatch_script
@@ -139,3 +140,21 @@ def test_directives_come_before_the_first_command_and_ask_for_time_to_save():
     assert "#SBATCH --signal=TERM@300" in directives
     assert "#SBATCH --requeue" in directives
     assert "#SBATCH --time=12:00:00" in directives
+
+
+def test_a_batch_that_tasks_cannot_share_is_refused_and_a_relative_folder_told(capsys):
+    argv = ["launch", "slurm", "digits_cnn", "--dry-run", "--nodes", "3", "--tasks-per-node", "5"]
+    assert main([*argv, "train.batch_size=64"]) == 2
+    told = "pcls: train.batch_size is 64 and does not divide by the 15 devices of the tasks; write 60 or 75\n"
+    assert capsys.readouterr().err == told
+    fits = [*argv, "train.batch_size=60", "evaluate.batch_size=30"]
+    assert main(fits) == 0
+    text, errors = capsys.readouterr()
+    assert text.startswith("cat")
+    assert errors.startswith(
+        "run.dir is runs/digits_cnn, in the folder that the job starts in; all nodes must share it"
+    )
+    assert main([*fits, "run.dir=/shared/runs/a"]) == 0
+    assert capsys.readouterr().err == ""
+    # Two devices see the same images.
+    assert main([*argv[:-1], "4", "train.batch_size=66", "evaluate.batch_size=66", "mesh.model=2"]) == 0
