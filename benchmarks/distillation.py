@@ -41,8 +41,8 @@ def main() -> None:
     shared = Path(__file__).parent.parent.parent / "shared" / "data" / "fashion-mnist"
     parser.add_argument("--data", type=Path, default=shared)
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 16, 24], help="of the student")
-    parser.add_argument("--share", type=float, default=0.9)
-    parser.add_argument("--temperature", type=float, default=4.0)
+    parser.add_argument("--share", type=float, default=0.5)
+    parser.add_argument("--temperature", type=float, default=2.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--dry", action="store_true")
     parser.add_argument("overrides", nargs="*", default=[], help="of the recipe, as in train.duration='1 epochs'")
