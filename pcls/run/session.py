@@ -32,6 +32,7 @@ from pcls.observe.sinks import TENSORBOARD, MetricFiles, Wandb
 from pcls.parallel.mesh import replicated
 from pcls.parallel.processes import everyones, host_names
 from pcls.pretrained.bundle import Bundle, save_bundle
+from pcls.run.calibrate import CALIBRATION
 from pcls.run.delivery import training_facts
 from pcls.run.evaluate import evaluator_of, keep_evaluation
 from pcls.run.folder import RunFolder, Status
@@ -368,11 +369,22 @@ class Session(Hooks):
             )
             self._set_status("finished", self._setup.plan.steps)
             self._say(f"finished: {self._folder.path}; next: pcls report {self._folder.path}")
+            for text in of_earlier_weights(self._folder, self._setup.plan.steps):
+                self._say(text)
         return Run(self._folder.path, evaluation)
 
     def _set_status(self, status: Status, step: int) -> None:
         if self._console:
             self._folder.set_status(status, step, self._setup.plan.steps)
+
+
+def of_earlier_weights(folder: RunFolder, step: int) -> Iterator[str]:
+    """A line for each thing in a run's folder that was made of other weights than those of a step."""
+    calibrated = folder.read_json(CALIBRATION) or {"method": "none"}
+    if calibrated["method"] != "none" and calibrated["step"] != step:
+        yield f"the calibration was of the weights of step {calibrated['step']:,}: pcls calibrate {folder.path} again"
+    if compressed := sorted(path.name for path in folder.path.glob("bundle_*") if path.is_dir()):
+        yield f"{', '.join(compressed)}: of the weights before; make them again by: pcls compress {folder.path}"
 
 
 def image_share_of_peak(program: Program) -> float | None:

@@ -96,8 +96,12 @@ def test_as_many_images_under_other_names_are_refused(place, capsys):
 
 
 def test_who_names_other_data_goes_on_with_them_and_is_told(place, capsys):
+    (place / "run" / "calibration.json").write_text('{"method": "temperature", "step": 2}')
+    (place / "run" / "bundle_int8").mkdir()
     pcls.resume(place / "run", {"data.validation": 0.3, "train.duration": "3 steps"})
     told = capsys.readouterr().err
+    assert f"the calibration was of the weights of step 2: pcls calibrate {place / 'run'} again" in told
+    assert f"bundle_int8: of the weights before; make them again by: pcls compress {place / 'run'}" in told
     assert "now has 21 training and 9 held-out images; it began with 24 and 6" in told
     assert pcls.evaluate(place / "run").n == 9
 
