@@ -261,7 +261,7 @@ REFUSED: dict[str, tuple[Build, str]] = {
         folders(
             "train/cat", "train/dog", "val/cat", "val/owl", images=("train/cat", "train/dog", "val/cat", "val/owl")
         ),
-        "differ in the classes",
+        "only train has 'dog', only val has 'owl'; both need the same classes: rename the folders",
     ),
     "a manifest without labels": (
         manifest("path\ncat/1.png\n"),

@@ -145,8 +145,14 @@ def numbered_files(found: Mapping[str, list[str]], names: list[str]) -> ClassFil
 
 def check_same_classes(where: str, train: Sequence[str], part: str, evaluation: Sequence[str]) -> None:
     """Raises a UserError where `train` and the evaluation part have not the same classes."""
-    if odd := sorted(set(evaluation) ^ set(train)):
-        raise UserError(f"{where}: train and {part} differ in the classes {', '.join(odd)}; both need the same")
+    sides = {"train": sorted({*train} - {*evaluation}), part: sorted({*evaluation} - {*train})}
+    if not any(sides.values()):
+        return
+    only = ", ".join(f"only {side} has {', '.join(map(repr, names))}" for side, names in sides.items() if names)
+    likely = {name.casefold(): name for name in sides["train"]}
+    pairs = [(likely[name.casefold()], name) for name in sides[part] if name.casefold() in likely]
+    case = "".join(f"; {one!r} and {other!r} differ in capital letters only" for one, other in pairs[:1])
+    raise UserError(f"{where}: {only}{case}; both need the same classes: rename the folders, fill them or remove them")
 
 
 def is_image(name: str) -> bool:

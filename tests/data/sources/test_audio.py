@@ -257,7 +257,7 @@ def test_a_part_beside_train_is_evaluated_on(write_wavs):
         (
             {"train/a/1.wav": 8, "train/b/1.wav": 8, "val/a/1.wav": 8, "val/c/1.wav": 8},
             "",
-            "ROOT: train and val differ in the classes b, c; both need the same",
+            "ROOT: only train has 'b', only val has 'c'; both need the same classes: rename",
         ),
     ],
 )

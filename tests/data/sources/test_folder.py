@@ -80,7 +80,11 @@ def test_train_alone_has_no_evaluation_part(write_images):
         ({"cat/1.png": 1, "dog/readme": b""}, "ROOT: no images in the class folder 'dog'; fill or remove it"),
         (
             {**TRAIN, "val/a/1.png": 1, "val/c/1.png": 1},
-            "ROOT: train and val differ in the classes b, c; both need the",
+            "ROOT: only train has 'b', only val has 'c'; both need the same classes: rename",
+        ),
+        (
+            {**TRAIN, "train/c/1.png": 1, "val/a/1.png": 1, "val/B/1.png": 1},
+            "ROOT: only train has 'b', 'c', only val has 'B'; 'b' and 'B' differ in capital letters only; both need",
         ),
         ({**TRAIN, "val/a/1.png": 1}, "ROOT/val: only one class, 'a'"),
         ({**TRAIN, "val/a/1.png": 1, "val/b/x": b""}, "ROOT/val: no images in the class folder 'b'"),

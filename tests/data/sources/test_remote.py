@@ -308,7 +308,7 @@ def test_parts_of_a_remote_folder_are_those_of_a_local_one(bucket, cache):
         ({**CLASSES, "b/set/emu/x.txt": b""}, ": no images in the class folder 'emu'; fill or remove it"),
         (
             {f"b/set/{name}.png": 1 for name in ("train/a/1", "train/b/1", "val/a/1", "val/c/1")},
-            ": train and val differ in the classes b, c; both need the same",
+            ": only train has 'b', only val has 'c'; both need the same classes: rename",
         ),
         ({"b/set/train/a/1.png": 1, "b/set/train/b/x": b""}, "/train: no images in the class folder 'b'; fill or"),
     ],
