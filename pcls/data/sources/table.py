@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from pcls.data.sources.targets import LabelSets
+from pcls.data.sources.targets import SEPARATOR, LabelSets
 from pcls.errors import UserError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
@@ -119,7 +119,7 @@ class Table:
             # Nothing in it: the record carries no label.
             return pc.fill_null(column.cast(pa.string()), "").dictionary_encode()
         if column.null_count:
-            self.fail(row + column.is_null().index(True).as_py(), f"{name} is empty")
+            self.fail(row + column.is_null().index(True).as_py(), f"{name} is empty{_hint(name, column)}")
         if name == "path":
             return column.cast(pa.string())
         column = column.dictionary_encode()
@@ -128,7 +128,7 @@ class Table:
         if not pa.types.is_integer(column.type.value_type):
             blank = pc.equal(pc.utf8_trim_whitespace(column.dictionary), "").to_numpy(zero_copy_only=False)
             if blank.any() and (found := blank[column.indices]).any():
-                self.fail(row + int(found.argmax()), f"{name} is empty")
+                self.fail(row + int(found.argmax()), f"{name} is empty{_hint(name, column.dictionary)}")
         return column
 
     def _known_columns(self, names: list[str]) -> list[str]:
@@ -240,3 +240,15 @@ def _is_utf8(line: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _hint(name: str, values: pa.Array) -> str:
+    """What to try where a label is empty and others look like several at once."""
+    if name != "label" or not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return ""
+    several = pc.any(pc.match_substring(values, SEPARATOR)).as_py()
+    return (
+        f"; others hold several, with {SEPARATOR} between: data.labels=several lets a record carry none"
+        if several
+        else ""
+    )

@@ -202,6 +202,11 @@ BAD = {
         "m.parquet: holds no",
     ),
     "empty label": ("m.csv", TWO + "c.jpg,\n", "m.csv, row 4: label is empty"),
+    "empty label beside several": (
+        "m.csv",
+        "path,label\na,3;7\nb,\n",
+        "m.csv, row 3: label is empty; others hold several, with ; between: data.labels=several lets",
+    ),
     "blank label": ("m.csv", "path,label\na, \n", "m.csv, row 2: label is empty"),
     "null label": ("m.parquet", {"path": ["a", "b"], "label": ["x", None]}, "m.parquet, row 2: label is empty"),
     "empty path": ("m.csv", TWO + ",dog\n", "m.csv, row 4: path is empty"),
