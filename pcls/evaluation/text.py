@@ -72,7 +72,9 @@ def evaluation_text(evaluation: Evaluation | LabelEvaluation) -> str:
     rows = per_class(evaluation.confusion, evaluation.class_names)
     together, quality = averages(rows), evaluation.quality
     summary = evaluation.summary()
-    lines = [f"{name:<12} {_number(value)}" for name, value in summary.items()]
+    # Among five classes or fewer every answer is one of the first five.
+    told = {name: value for name, value in summary.items() if name != "top5" or len(rows) > 5}
+    lines = [f"{name:<12} {_number(value)}" for name, value in told.items()]
     lines[2] += f"  {_interval(_top1_interval(evaluation))}"
     lines.append(f"{'recall gmean':<12} {together.recall_gmean:.4f}")
     if evaluation.listed:
@@ -82,7 +84,7 @@ def evaluation_text(evaluation: Evaluation | LabelEvaluation) -> str:
             f"{own.left_out:,} have none"
         )
     if quality:
-        lines += ["", *_quality_lines(quality)]
+        lines += ["", *_quality_lines(evaluation, quality)]
         lines.append(f"{'calibrated':<12} {evaluation.calibration or 'no; pcls calibrate does it'}")
     if evaluation.train_counts:
         lines += ["", *_shot_lines(evaluation, rows)]
@@ -93,10 +95,11 @@ def evaluation_text(evaluation: Evaluation | LabelEvaluation) -> str:
     return "\n".join(lines)
 
 
-def _quality_lines(quality: Quality) -> list[str]:
+def _quality_lines(evaluation: Evaluation, quality: Quality) -> list[str]:
     answered = [row for row in quality.thresholds if row.accuracy is not None]
+    calibrated = "  after calibration; the loss is before" if evaluation.calibration else ""
     lines = [
-        f"{'NLL':<12} {quality.nll:.4f}",
+        f"{'NLL':<12} {quality.nll:.4f}{calibrated}",
         f"{'Brier':<12} {quality.brier:.4f}",
         f"{'ECE':<12} {quality.ece:.4f}  in bins of equal width; of equal mass {quality.ece_equal_mass:.4f}",
         f"{'AURC':<12} {quality.aurc:.4f}",
