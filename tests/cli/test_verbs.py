@@ -21,6 +21,7 @@ VERBS = [
     ["calibrate"],
     ["compress"],
     ["compare"],
+    ["replay"],
     ["predict"],
     ["serve"],
     ["export"],
@@ -119,7 +120,7 @@ def test_predict_prints_a_json_object_a_line(finished_run, images, said):
     assert (good["path"], good["error"]) == (str(images[0]), "")
     assert good["label"] in "0123456789"
     assert 0.1 <= good["probability"] <= 1
-    assert (bad["path"], bad["label"], bad["probability"]) == (str(images[1]), "", 0.0)
+    assert (bad["path"], bad["label"], bad["probability"]) == (str(images[1]), None, None)
     assert bad["error"]
     assert (code, errors) == (2, ["pcls: 1 of 2 files could not be read"])
 

@@ -178,7 +178,7 @@ def test_fewer_than_two_are_not_kept(run, said, value):
 
 
 def test_a_run_that_is_being_written_is_not_pruned(run, said, monkeypatch):
-    monkeypatch.setattr("pcls.run.folder._alive", lambda holder: True)
+    monkeypatch.setattr("pcls.run.lock._alive", lambda *_: True)
     with RunFolder(run).locked():
         code, _, errors = said("prune", run, "checkpoint.keep=2")
     assert code == 2
