@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TextIO
@@ -98,11 +98,10 @@ def resume_run(path: str | Path, overrides: Overrides = (), *, profile: range | 
             screen = Console(
                 setup.plan.steps, records=setup.preprocessing.records, accuracy=RIGHT[setup.recipe.data.labels]
             )
-            if is_main() and (changes := changed_keys(before, recipe)):
-                screen.say(f"changed: {changes}")
-            if is_main() and change:
-                screen.say(f"{change}; pcls eval goes by these data from now on")
-            return _train(setup, folder, None, screen, goodput, profile, resume=True)
+            changes = changed_keys(before, recipe)
+            told = [f"changed: {changes}"] if changes else []
+            told += [f"{change}; pcls eval goes by these data from now on"] if change else []
+            return _train(setup, folder, None, screen, goodput, profile, resume=True, told=told)
 
 
 def train_or_resume(recipe: Recipe, start_of: Callable[[Recipe], Start | None], *, profile: range | None = None) -> Run:
@@ -197,7 +196,9 @@ def _train(
     profile: range | None,
     *,
     resume: bool = False,
+    told: Sequence[str] = (),
 ) -> Run:
+    """`told` is what of a resumed run has changed, in words."""
     console = screen if is_main() else None
     warn = console.say if console else lambda text: None
     store = run_store(setup, folder, warn)
@@ -221,6 +222,8 @@ def _train(
             # Only now: changes that do not fit the checkpoint must not replace the recipe that it was made with.
             folder.create(setup.recipe)
             keep_data(folder, setup.dataset)
+            for line in told:
+                warn(line)
         if weights is not None:
             # A run cut off before its first checkpoint must not go on from random weights.
             store.save(0, state)

@@ -280,7 +280,8 @@ def test_a_run_that_diverges_ends_with_43_and_says_what_to_change(tmp_path, said
     }
     code, _, errors = said("train", "digits_rnn", *arguments(settings))
     assert code == 43
-    assert errors[-1].startswith("pcls: the loss or its gradient was not finite for 20 steps in a row; lower optimizer")
+    assert errors[-1].startswith("pcls: the loss or its gradient was not finite for 20 steps in a row, from step ")
+    assert "; lower optimizer.lr, lengthen optimizer.warmup" in errors[-1]
     assert not (tmp_path / "run" / "lock").exists()
 
 

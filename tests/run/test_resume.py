@@ -29,13 +29,13 @@ def fed(monkeypatch):
     """The records of every training batch from here on, in order."""
     from pcls.run import session
 
-    records, place = [], session.place
+    records, placed = [], session.placed
 
-    def noting(batch, *rest):
+    def noting(setup, batch):
         records.append(batch.record.tolist())
-        return place(batch, *rest)
+        return placed(setup, batch)
 
-    monkeypatch.setattr(session, "place", noting)
+    monkeypatch.setattr(session, "placed", noting)
     return records
 
 

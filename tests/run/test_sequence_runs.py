@@ -124,13 +124,13 @@ def test_something_is_learned(finished):
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(finished, recipe, tmp_path, stop_after, final_state, monkeypatch):
-    records, place = [], session.place
+    records, placed = [], session.placed
 
-    def noting(batch, *rest):
+    def noting(setup, batch):
         records.append(batch.record.tolist())
-        return place(batch, *rest)
+        return placed(setup, batch)
 
-    monkeypatch.setattr(session, "place", noting)
+    monkeypatch.setattr(session, "placed", noting)
     path = tmp_path / "run"
     stop_after(5)
     with pytest.raises(pcls.RestartRequested):
