@@ -86,7 +86,7 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         (ADVISE, 2),
         (IMBALANCE, 1),
         (PROBES, 3),
-        (EVALUATION, 6),
+        (EVALUATION, 5),
         (TUNING, 3),
         (LAUNCHING, 9),
         (REPORT, 3),
