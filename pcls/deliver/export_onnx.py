@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import onnx
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal  # type: ignore[attr-defined]
 
 from pcls.deliver.export_graph import Graph, Tensor, Value, inverse, of_batch, size_of
 from pcls.errors import UserError
