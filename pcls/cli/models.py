@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pcls.errors import UserError
+from pcls.observe.table import aligned
 
 if TYPE_CHECKING:
     from pcls.data.preprocessing import Preprocessing
@@ -310,16 +311,9 @@ def _count(text: str) -> float:
 COLUMNS = ("name", "parameters", "GFLOPs", "activations", "top-1 %", "size", "licence")
 
 
-def _table(weights: Sequence[Weight]) -> Iterator[str]:
-    rows = [COLUMNS, *map(_row, weights)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        # Names and licences are words, the rest are numbers.
-        cells = [
-            cell.ljust(width) if place in (0, len(row) - 1) else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+def _table(weights: Sequence[Weight]) -> list[str]:
+    # Names and licences are words, the rest are numbers.
+    return aligned([COLUMNS, *map(_row, weights)], left=(0, len(COLUMNS) - 1))
 
 
 def _row(weight: Weight) -> tuple[str, ...]:

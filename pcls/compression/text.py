@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from pcls.compression.latency import Latency
 from pcls.compression.measured import Compressed, Variant, points_lost
 from pcls.compression.sensitivity import Sensitivity
+from pcls.observe.table import aligned
 
 # The file has all of them.
 MOST_LAYERS = 20
@@ -47,7 +48,7 @@ def variants_text(variants: Sequence[Variant]) -> str:
                 *(_time(own, other, beside=variant is not first) for own, other in times),
             ]
         )
-    return "\n".join(_columns([header, *rows]))
+    return "\n".join(aligned([header, *rows]))
 
 
 def slower_text(found: Compressed) -> str:
@@ -94,15 +95,4 @@ def sensitivities_text(rows: Sequence[Sensitivity]) -> str:
         for row in rows[:MOST_LAYERS]
     ]
     left = len(rows) - len(lines)
-    return "\n".join([*_columns([header, *lines]), *([f"... {left} more"] if left else [])])
-
-
-def _columns(rows: Iterable[Sequence[str]]) -> Iterable[str]:
-    rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        first, *rest = (
-            f"{cell:<{width}}" if place == 0 else f"{cell:>{width}}"
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield "  ".join([first, *rest]).rstrip()
+    return "\n".join([*aligned([header, *lines]), *([f"... {left} more"] if left else [])])

@@ -46,9 +46,8 @@ class Explainer:
     @property
     def method(self) -> str:
         """How it is found, in words."""
-        text = method_text(self._section, self._order, sequences=self._classifier.preprocessing.sequence is not None)
-        # What the report adds of its own layout.
-        return text.partition(". Blue")[0]
+        sequences = self._classifier.preprocessing.sequence is not None
+        return method_text(self._section, self._order, sequences=sequences)
 
     def picture(self, one: np.ndarray, number: int) -> np.ndarray:
         """One input in pale grey, with what speaks for a class in blue and what against it in orange.

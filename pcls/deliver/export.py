@@ -20,6 +20,7 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.deliver.export_parity import BATCH_SIZE, Batch, Parity, Sample, compare
 from pcls.errors import UserError, first_line
 from pcls.models.folding import fold_batch_norm
+from pcls.nn.module import Arrays
 from pcls.nn.platform import compiling_for
 from pcls.pretrained.bundle import Bundle
 from pcls.pretrained.exporting import export_timm
@@ -29,8 +30,6 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 SUFFIXES = {"stablehlo": ".stablehlo", "onnx": ".onnx", "safetensors": ".safetensors"}
 # Of the JSON file beside a StableHLO program.
 FACTS_FORMAT = 1
-
-Arrays = dict[str, Any]
 
 
 @dataclass(frozen=True)

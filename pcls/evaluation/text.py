@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from pcls.evaluation.metrics import (
 )
 from pcls.evaluation.paired import Comparison
 from pcls.evaluation.quality import Quality
+from pcls.observe.table import aligned
 
 # With more classes, text shows those that need a look; JSON has all.
 MOST_ROWS = 20
@@ -132,25 +133,23 @@ def _subset_lines(evaluation: Evaluation) -> list[str]:
         )
         for own in evaluation.subsets
     ]
-    return _table((_shown(evaluation.column), "n", "top1", "95 %", "balanced"), rows)
+    return aligned([(_shown(evaluation.column), "n", "top1", "95 %", "balanced"), *rows])
 
 
 def _class_lines(rows: Sequence[ClassRow]) -> list[str]:
     chosen = rows if len(rows) <= MOST_ROWS else sorted((row for row in rows if row.support), key=lambda row: row.f1)
-    table = _table(
-        ("class", "n", "precision", "recall", "F1", "95 % of F1"),
-        [
-            (
-                _shown(row.name),
-                f"{row.support:,}",
-                f"{row.precision:.4f}",
-                f"{row.recall:.4f}",
-                f"{row.f1:.4f}",
-                _interval(row.f1_interval),
-            )
-            for row in chosen[:MOST_ROWS]
-        ],
-    )
+    cells = [
+        (
+            _shown(row.name),
+            f"{row.support:,}",
+            f"{row.precision:.4f}",
+            f"{row.recall:.4f}",
+            f"{row.f1:.4f}",
+            _interval(row.f1_interval),
+        )
+        for row in chosen[:MOST_ROWS]
+    ]
+    table = aligned([("class", "n", "precision", "recall", "F1", "95 % of F1"), *cells])
     more = len(rows) - MOST_ROWS
     return table if more <= 0 else [*table, f"the {MOST_ROWS} worst of {len(rows):,} classes; --json has all"]
 
@@ -166,11 +165,8 @@ def label_sets_text(evaluation: LabelEvaluation) -> str:
     if len(rows) > MOST_ROWS:
         known = [label for label in order if evaluation.precisions[label] is not None]
         order = sorted(known, key=lambda label: evaluation.precisions[label] or 0.0)[:MOST_ROWS]
-    table = _table(
-        ("label", "n", "AP", "threshold", "precision", "recall", "F1"),
-        [_label_cells(rows[label], evaluation.support[label], evaluation.precisions[label]) for label in order],
-    )
-    lines += ["", *table]
+    cells = [_label_cells(rows[label], evaluation.support[label], evaluation.precisions[label]) for label in order]
+    lines += ["", *aligned([("label", "n", "AP", "threshold", "precision", "recall", "F1"), *cells])]
     if any(not rows[label].own for label in order):
         lines.append("* too few records carry it, or lack it: the threshold of all labels together")
     if len(order) < len(rows):
@@ -224,7 +220,7 @@ def fit_text(fit: Fit) -> str:
     sides = [(name, *(getattr(side.quality, key) for side in (fit.before, fit.after))) for name, key in names]
     rows = [("top1", fit.before.top1, fit.after.top1), *sides]
     return "\n".join(
-        [*lines, *_table(("", "before", "after"), [(name, f"{one:.4f}", f"{two:.4f}") for name, one, two in rows])]
+        [*lines, *aligned([("", "before", "after"), *((name, f"{one:.4f}", f"{two:.4f}") for name, one, two in rows)])]
     )
 
 
@@ -257,7 +253,7 @@ def comparison_text(comparison: Comparison, names: Sequence[str]) -> str:
     if uneven:
         uneven.sort(key=lambda row: -abs(row.only_first - row.only_second))
         rows = [(_shown(row.name), f"{row.n:,}", f"{row.only_first:,}", f"{row.only_second:,}") for row in uneven]
-        lines += ["", *_table(("class", "n", "only A right", "only B right"), rows[:MOST_ROWS])]
+        lines += ["", *aligned([("class", "n", "only A right", "only B right"), *rows[:MOST_ROWS]])]
         if len(rows) > MOST_ROWS:
             lines.append(f"the {MOST_ROWS} most uneven of {len(rows):,} classes; --json has all")
     return "\n".join(lines)
@@ -267,18 +263,6 @@ def _verdict(comparison: Comparison) -> str:
     if comparison.p >= 0.05:
         return "the difference may be chance"
     return f"{'B' if comparison.difference > 0 else 'A'} is better, by more than chance at 5 %"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Columns side by side: the first to the left, the others to the right."""
-    whole = [header, *rows]
-    widths = [max(len(row[column]) for row in whole) for column in range(len(header))]
-    return [
-        "  ".join(
-            [f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for row in whole
-    ]
 
 
 def _shown(name: str) -> str:

@@ -60,10 +60,6 @@ def train_counts_of(dataset: Dataset) -> tuple[int, ...]:
     return () if dataset.train is dataset.evaluation else tuple(label_counts(dataset.train).tolist())
 
 
-def _nobody_listens() -> None:
-    """Of a batch that is done."""
-
-
 class HeldOut:
     """A setup's evaluation records, each once, by a compiled step.
 
@@ -72,7 +68,7 @@ class HeldOut:
       done: hears of every batch.
     """
 
-    def __init__(self, setup: Setup, done: Callable[[], None] = _nobody_listens):
+    def __init__(self, setup: Setup, done: Callable[[], None] = lambda: None):
         self._setup = setup
         self._done = done
         shardings = setup.state_shardings
@@ -116,9 +112,7 @@ class Evaluator(HeldOut):
       done: hears of every batch.
     """
 
-    def __init__(
-        self, setup: Setup, calibration: Calibration | None = None, done: Callable[[], None] = _nobody_listens
-    ):
+    def __init__(self, setup: Setup, calibration: Calibration | None = None, done: Callable[[], None] = lambda: None):
         super().__init__(setup, done)
         self._calibration = calibration
         self._step = self._compiled(self._step_of(with_logits=False))
@@ -153,7 +147,7 @@ class Evaluator(HeldOut):
 class LabelSetEvaluator(HeldOut):
     """The same where records carry several labels, or none."""
 
-    def __init__(self, setup: Setup, done: Callable[[], None] = _nobody_listens):
+    def __init__(self, setup: Setup, done: Callable[[], None] = lambda: None):
         super().__init__(setup, done)
         recipe, preprocessing = setup.recipe, setup.dataset.preprocessing
         step = make_score_step(

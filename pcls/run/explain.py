@@ -41,9 +41,10 @@ WRONG, RIGHT = 4, 4
 # Networks of one reading, which is no option of theirs.
 ROW_READERS = ("rnn28", "irnn28")
 
-BLUE = "Blue speaks for the class that is named below, orange against it."
-CAM = "Grad-CAM on the last stage’s maps (Selvaraju et al. 2017). Blue speaks for the class that is named below it."
-INTEGRATED = f"Integrated gradients from the mean image (Sundararajan et al. 2017). {BLUE}"
+BLUE = "Blue speaks for the class that is named below"
+ORANGE = f"{BLUE}, orange against it"
+CAM = "Grad-CAM on the last stage’s maps (Selvaraju et al. 2017)"
+INTEGRATED = "Integrated gradients from the mean image (Sundararajan et al. 2017)"
 RELEVANCE = "Gradient times input (Shrikumar et al. 2016)"
 
 
@@ -117,7 +118,9 @@ def explain(
         )
         time = "" if order not in ("rows", "columns") else _direction(order, length)
         explained.append(Explained(mistake_of(dataset, found, place, picture), evidence[::-1], time))
-    return explained, method_text(section, order, sequences=read.lengths is not None)
+    method = method_text(section, order, sequences=read.lengths is not None)
+    # Grad-CAM tells of nothing that speaks against a class.
+    return explained, f"{method}. {BLUE if method == CAM else ORANGE}."
 
 
 def chosen_records(found: Predictions) -> np.ndarray:
@@ -141,10 +144,10 @@ def method_text(section: ModelSection, order: Order | None, *, sequences: bool) 
     if order is None:
         return CAM if model_entry(section.name).stages else INTEGRATED
     if sequences:
-        return f"{RELEVANCE}, summed over the features of each step; time goes to the right. {BLUE}"
+        return f"{RELEVANCE}, summed over the features of each step; time goes to the right"
     if order in ("rows", "columns"):
-        return f"{RELEVANCE}, summed over each step, which is one of the {order} of the image. {BLUE}"
-    return f"{RELEVANCE}, of each step at its place in the image. {BLUE}"
+        return f"{RELEVANCE}, summed over each step, which is one of the {order} of the image"
+    return f"{RELEVANCE}, of each step at its place in the image"
 
 
 def relevance(

@@ -25,6 +25,7 @@ from pcls.config import Recipe
 from pcls.config.load import flat_recipe, with_overrides
 from pcls.errors import PclsError, RestartRequested, UserError, first_line
 from pcls.models.registry import model_entry
+from pcls.observe.table import aligned
 from pcls.run.evaluate import EVALUATION
 from pcls.run.folder import RunFolder
 from pcls.run.lock import Holder, Seen, keep, take
@@ -335,9 +336,7 @@ def sweep_text(found: Sweep) -> str:
         halved = "train.duration" not in keys and len({result.duration for result in found.results}) > 1
         head = [*keys, *(["train.duration"] if halved else []), found.metric, "deviation", "runs"]
         rows = [_row(result, halved) for result in found.results]
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        padded = (zip(row, widths, strict=True) for row in (head, *rows))
-        lines += ["  ".join(cell.ljust(width) for cell, width in row).rstrip() for row in padded]
+        lines += aligned([head, *rows], left=None)
     for path, error in found.failed:
         lines.append(f"failed: {path}: {error} (delete {path / FAILED} to try it again)")
     lines.append(f"best: {found.results[0].command}" if found.results else "no setting finished")

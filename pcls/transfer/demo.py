@@ -14,6 +14,7 @@ import numpy as np
 from pcls.config import load_recipe
 from pcls.errors import UserError
 from pcls.evaluation.report import Table, write
+from pcls.observe.table import aligned
 from pcls.run.report import run_report
 from pcls.run.train import train_recipe
 from pcls.transfer.finetune import fine_tuning
@@ -132,10 +133,7 @@ def summary(trials: dict[str, list[Trial]], *, counted: int) -> Table:
 
 def as_text(table: Table) -> str:
     """The table for a terminal."""
-    rows = [table.columns, *table.rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(table.columns))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([table.title, *lines, table.note])
+    return "\n".join([table.title, *aligned([table.columns, *table.rows], left=None), table.note])
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:

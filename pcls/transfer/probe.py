@@ -27,6 +27,7 @@ from pcls.evaluation.probes import (
     fit_means,
     nearest_neighbours,
 )
+from pcls.observe.table import aligned
 from pcls.parallel.mesh import make_mesh
 from pcls.pretrained.bundle import Bundle
 from pcls.run.bundles import open_bundle
@@ -284,8 +285,7 @@ def probes_text(probes: Probes) -> str:
         spread = "" if row.deviation is None else f" ± {100 * row.deviation:.2f}"
         penalties = f"l2 {', '.join(f'{l2:g}' for l2 in row.l2)}" if row.l2 else ""
         table.append((str(row.shots or ALL), row.kind, f"{100 * row.mean:.2f}{spread}", penalties))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    lines = aligned(table, left=None)
     draws = max(len(row.accuracies) for row in probes.rows)
     return "\n".join(
         [
