@@ -25,10 +25,10 @@ from pcls.data.dataset import check_one_label
 from pcls.errors import UserError
 from pcls.nn.quantized import Bits, quantizer
 from pcls.parallel.tuning import tune_process
-from pcls.pretrained.bundle import FACTS, load_bundle, save_bundle
-from pcls.run.evaluate import saved_preprocessing
+from pcls.pretrained.bundle import FACTS, Bundle, load_bundle, save_bundle
+from pcls.run.evaluate import open_run_data
 from pcls.run.folder import RunFolder
-from pcls.run.setup import prepare
+from pcls.run.setup import setup_of
 from pcls.run.weights import Start
 
 # What was measured, beside the bundle's own files.
@@ -80,17 +80,7 @@ def compress_run(
     checked = _checked_bits(bits, records, max_loss)
     length, checked_score = _checked_pruning(steps, finetune, score)
     _check_effects(wanted, weights_only, bits, records, steps, finetune, score)
-    folder = RunFolder(path)
-    if not folder.exists() and (folder.path / FACTS).is_file():
-        raise UserError(f"{path}: is a bundle; compression needs the run's data too: name the run's folder")
-    # As a prediction sees an image: by one view.
-    recipe = with_overrides(folder.recipe(), {"evaluate.tta": "none"})
-    check_one_label(recipe.data, "pcls compress")
-    if folder.status().get("status") != "finished" or not folder.bundle.is_dir():
-        raise UserError(f"{path}: the run is not finished; there is nothing to compress before: pcls resume {path}")
-    bundle = load_bundle(folder.bundle)
-    if bundle.quantization is not None:
-        raise UserError(f"{folder.bundle}: is quantized already ({bundle.quantization}); compress the run it came from")
+    folder, recipe, bundle = _finished(path)
     name = f"int{bits}{'_weights' if weights_only else ''}" if wanted.kind == "int8" else wanted.folder_name
     target_folder = _free(Path(out) if out else folder.path / f"bundle_{name}")
     if wanted.kind in ("int8", "size"):
@@ -100,10 +90,7 @@ def compress_run(
         raise UserError("pcls compress measures latencies, in one process; start it without --coordinator")
     # Before the data is opened: what cannot be is told at once.
     goal = goal_of(wanted, bundle, checked, checked_score, say)
-    setup = prepare(recipe, saved_preprocessing(folder))
-    if setup.dataset.class_names != bundle.class_names:
-        raise UserError(f"{path}: the data has other classes than the run was trained with; bring the old data back")
-    work = Work(bundle, setup, records, say)
+    work = Work(bundle, setup_of(recipe, open_run_data(folder, recipe)), records, say)
     if wanted.kind == "int8":
         variants, last = work.quantized(checked, weights_only=weights_only)
     else:
@@ -122,6 +109,22 @@ def compress_run(
     (target_folder / FACTS_OF_COMPRESSION).write_text(json.dumps(compressed_json(found), indent=2) + "\n", "utf-8")
     (target_folder / PICTURE).write_text(tradeoff_svg(wanted.kind, variants), "utf-8")
     return found
+
+
+def _finished(path: str | Path) -> tuple[RunFolder, Recipe, Bundle]:
+    """A finished run; UserError where there is none that can be made smaller."""
+    folder = RunFolder(path)
+    if not folder.exists() and (folder.path / FACTS).is_file():
+        raise UserError(f"{path}: is a bundle; compression needs the run's data too: name the run's folder")
+    # As a prediction sees an image: by one view.
+    recipe = with_overrides(folder.recipe(), {"evaluate.tta": "none"})
+    check_one_label(recipe.data, "pcls compress")
+    if folder.status().get("status") != "finished" or not folder.bundle.is_dir():
+        raise UserError(f"{path}: the run is not finished; there is nothing to compress before: pcls resume {path}")
+    bundle = load_bundle(folder.bundle)
+    if bundle.quantization is not None:
+        raise UserError(f"{folder.bundle}: is quantized already ({bundle.quantization}); compress the run it came from")
+    return folder, recipe, bundle
 
 
 def _checked_bits(bits: int, records: int, max_loss: float) -> Bits:

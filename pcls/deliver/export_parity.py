@@ -15,9 +15,8 @@ from pcls.data.preprocessing import Preprocessing
 from pcls.deliver.files import kinds_of, named_files
 from pcls.deliver.inputs import read_pixels, read_steps
 from pcls.errors import UserError
-from pcls.run.evaluate import saved_preprocessing
+from pcls.run.evaluate import open_run_data
 from pcls.run.folder import RunFolder
-from pcls.run.setup import open_data
 
 RECORDS, BATCH_SIZE = 1000, 50
 MAX_RELATIVE, MIN_AGREEMENT = 1e-5, 0.999
@@ -117,7 +116,7 @@ def sample_of(source: Path, images: str, preprocessing: Preprocessing) -> Sample
 
 
 def _held_out(folder: RunFolder, preprocessing: Preprocessing) -> Sample:
-    source = open_data(folder.recipe(), saved_preprocessing(folder)).evaluation
+    source = open_run_data(folder, folder.recipe()).evaluation
     records = np.linspace(0, len(source) - 1, min(RECORDS, len(source))).astype(np.int64)
 
     def batches() -> Iterator[Batch]:

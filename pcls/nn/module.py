@@ -87,6 +87,7 @@ class ModelDef:
         training: TrainingPass | None = None,
         lengths: Array | None = None,
         frozen: Set[str] = frozenset(),
+        entered: list[Array] | None = None,
     ) -> tuple[Array, Arrays]:
         """Logits [batch, classes], and the statistics: of this batch alone when training, else the given ones.
 
@@ -96,29 +97,15 @@ class ModelDef:
           training: None: prediction.
           lengths: [batch] int32, rows of each image that count; a model that takes none sees all rows. None: all count.
           frozen: paths of statistics that training does not take anew, but normalises by.
+          entered: gets what enters the head, [batch, features]; None: nobody asks.
         """
-        return self._called(self._ready(params, stats, training, frozen), images, training, lengths)
-
-    def apply_tapped(
-        self,
-        params: Arrays,
-        stats: Arrays,
-        images: Array,
-        training: TrainingPass | None = None,
-        lengths: Array | None = None,
-        frozen: Set[str] = frozenset(),
-    ) -> tuple[Array, Array, Arrays]:
-        """As `apply`, and between logits and statistics what entered the head, [batch, features]."""
-        model = self._ready(params, stats, training, frozen)
-        head, entered = model.head, []
-
-        def tapped(inputs: Array, *others: Any) -> Array:
-            entered.append(inputs)
-            return head(inputs, *others)
-
-        model.head = tapped
-        logits, found = self._called(model, images, training, lengths)
-        return logits, entered[0], found
+        model = self._merged(params, stats, self.predicting if training is None else self.learning)
+        if frozen:
+            _freeze(model, frozen)
+        if entered is not None:
+            _tap(model, entered)
+        logits = model(images, training, lengths=lengths) if self.takes_lengths else model(images, training)
+        return logits, _flat(nnx.state(model, nnx.BatchStat))
 
     def embed(self, params: Arrays, stats: Arrays, images: Array, lengths: Array | None = None) -> Array:
         """The input of the head in a prediction, [batch, features]; arguments as `apply` has them."""
@@ -144,18 +131,6 @@ class ModelDef:
         model = self._merged(params, stats, self.predicting)
         return model.head(model.pooled(last))
 
-    def _ready(self, params: Arrays, stats: Arrays, training: TrainingPass | None, frozen: Set[str]) -> Any:
-        model = self._merged(params, stats, self.predicting if training is None else self.learning)
-        if frozen:
-            _freeze(model, frozen)
-        return model
-
-    def _called(
-        self, model: Any, images: Array, training: TrainingPass | None, lengths: Array | None
-    ) -> tuple[Array, Arrays]:
-        logits = model(images, training, lengths=lengths) if self.takes_lengths else model(images, training)
-        return logits, _flat(nnx.state(model, nnx.BatchStat))
-
     def _merged(self, params: Arrays, stats: Arrays, arithmetic: Arithmetic | None) -> Any:
         if arithmetic is None:
             return nnx.merge(self.graph, _nested(params), _nested(stats))
@@ -178,6 +153,16 @@ def _freeze(model: nnx.Module, frozen: Set[str]) -> None:
     for path, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm):
             module.frozen = "/".join(map(str, (*path, "mean"))) in frozen
+
+
+def _tap(model: Any, entered: list[Array]) -> None:
+    head = model.head
+
+    def tapped(inputs: Array, *others: Any) -> Array:
+        entered.append(inputs)
+        return head(inputs, *others)
+
+    model.head = tapped
 
 
 def _split(module: nnx.Module) -> tuple[Any, Arrays, Arrays]:

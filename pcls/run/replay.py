@@ -17,10 +17,10 @@ from pcls.data.workers import usable_cores
 from pcls.errors import UserError
 from pcls.parallel.processes import agreed
 from pcls.parallel.tuning import tune_process
-from pcls.run.evaluate import saved_preprocessing
+from pcls.run.evaluate import open_run_data
 from pcls.run.folder import RunFolder
 from pcls.run.rollback import diagnosis_text, examine, rollbacks_of, write_diagnosis
-from pcls.run.setup import Setup, prepare
+from pcls.run.setup import Setup, setup_of
 from pcls.run.steps import compiled_steps, placed, step_batches
 from pcls.run.teachers import with_teacher
 from pcls.run.weights import has_first_weights
@@ -61,7 +61,8 @@ def replay_step(path: str | Path, step: int) -> Replay:
     """
     tune_process()
     folder = RunFolder(path)
-    setup = with_teacher(prepare(folder.recipe(), saved_preprocessing(folder)))
+    recipe = folder.recipe()
+    setup = with_teacher(setup_of(recipe, open_run_data(folder, recipe)))
     if not setup.plan.steps:
         raise UserError(f"{folder.path}: no step was trained, and so there is none to replay")
     if not 1 <= step <= setup.plan.steps:

@@ -77,11 +77,9 @@ def make_teaching(teacher: Teacher, preprocessing: Preprocessing, *, features: b
             return Taught(given[batch.record], None)
         params, stats = given
         seen = as_seen_by(teacher.preprocessing.training, images, preprocessing, dtype, batch.length)
-        if features:
-            logits, entering, _ = teacher.model.apply_tapped(params, stats, seen, lengths=batch.length)
-        else:
-            (logits, _), entering = teacher.model.apply(params, stats, seen, lengths=batch.length), None
-        return jax.lax.stop_gradient(Taught(logits, entering))
+        entered: list[Array] | None = [] if features else None
+        logits, _ = teacher.model.apply(params, stats, seen, lengths=batch.length, entered=entered)
+        return jax.lax.stop_gradient(Taught(logits, entered[0] if entered else None))
 
     return ask
 

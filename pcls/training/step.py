@@ -87,11 +87,8 @@ def make_losses(
         images, mixture = model_inputs(image, label, weight, keys, recipe.augment, preprocessing, dtype, length, turned)
         layer_keys = jax.vmap(lambda key: jax.random.fold_in(key, MODEL_KEY))(keys)
         layers = replace(training, keys=layer_keys)
-        seen = state.params | params, state.stats, images, layers, length, frozen
-        if recipe.distill.features:
-            logits, features, stats = model.apply_tapped(*seen)
-        else:
-            (logits, stats), features = model.apply(*seen), None
+        features: list[Array] | None = [] if recipe.distill.features else None
+        logits, stats = model.apply(state.params | params, state.stats, images, layers, length, frozen, features)
         own = loss_of(logits, label, state.step)
         if mixture is not None:
             # Every plain loss is linear in its target, so that of a mixed target is a mean of two; each by its class.
@@ -100,7 +97,8 @@ def make_losses(
             own = mixture.share * own + (1 - mixture.share) * others
         if teaching is not None:
             taught = teaching(given[0], images, batch)
-            own = distilled(recipe.distill, own, logits, features, taught, weight, recipe.train.loss)
+            entered = features[0] if features else None
+            own = distilled(recipe.distill, own, logits, entered, taught, weight, recipe.train.loss)
         return own, right(logits, label), stats
 
     return losses
