@@ -13,7 +13,13 @@ LEDGER = Path(__file__).parent / "LEDGER.md"
 
 
 def append(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, packages: Sequence[str], note: str
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    packages: Sequence[str],
+    note: str,
+    dry: bool = False,
 ) -> None:
     """Prints a table and appends it to LEDGER.md.
 
@@ -22,6 +28,7 @@ def append(
       columns, rows: the table.
       packages: whose versions matter.
       note: how it was measured, what was predicted, what came.
+      dry: print only.
     """
     lines = [
         f"## {title}",
@@ -37,6 +44,8 @@ def append(
     ]
     text = "\n".join(lines)
     print(text)
+    if dry:
+        return
     if not LEDGER.exists():
         LEDGER.write_text(HEADER, encoding="utf-8")
     with LEDGER.open("a", encoding="utf-8") as file:

@@ -8,7 +8,6 @@ takes another size.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -104,8 +103,6 @@ def main() -> None:
         found = measure(Path(scratch) / "checkpoints", arguments.mb)
         epoch, blocked, size = share_of_run(Path(scratch) / "run", arguments.mb)
     shares = [100 * blocked / save for blocked, save in zip(found["blocked"], found["save"], strict=True)]
-    if arguments.dry:
-        _ledger.LEDGER = Path(os.devnull)
     names = {
         "blocked": "the loop is blocked",
         "usual": "a pass over the state that gives up its arrays, as a step does, while nothing is saved",
@@ -124,6 +121,7 @@ def main() -> None:
         packages=["jax", "orbax-checkpoint", "tensorstore"],
         note=f"{LEAVES} float32 arrays of random numbers, {ROUNDS} rounds after one to warm up, medians (ranges); "
         "files in the page cache. Gate: blocked < 5 % of one save.",
+        dry=arguments.dry,
     )
     _ledger.append(
         f"Saving {size:,.0f} MB after every epoch",
@@ -132,6 +130,7 @@ def main() -> None:
         packages=["jax", "orbax-checkpoint", "tensorstore"],
         note=f"rnn on the embedded digits, 8 x 8, AdamW, saved at the default interval; mean of the epochs between the "
         f"first and the last of {EPOCHS}, as the run's own goodput books them. Gate: < 1 % of wall time.",
+        dry=arguments.dry,
     )
 
 

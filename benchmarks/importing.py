@@ -93,9 +93,6 @@ def main() -> None:
             for name, program in CONTENDERS.items():
                 results[name].append(measured(program, source, Path(scratch) / f"bundle-{number}"))
     rows = [row(name, each, size) for name, each in results.items()]
-    if arguments.dry:
-        print(*rows, sep="\n")
-        return
     _ledger.append(
         "Importing ResNet-50 from a file",
         ["case", "seconds, median", "peak memory, times the file"],
@@ -104,6 +101,7 @@ def main() -> None:
         note=f"{arguments.rounds} rounds in turn, a process each, a file of {size / 1e6:.0f} MB. pcls checks the "
         "numbers and writes a bundle with its digest, timm makes a model. "
         f"Gates: {SECONDS_GATE:g} s, {MEMORY_GATE:g} times the file.",
+        dry=arguments.dry,
     )
 
 

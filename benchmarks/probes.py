@@ -66,9 +66,6 @@ def main() -> None:
     for l2 in L2:
         rows += measure(sizes, l2, arguments.rounds)
         print(*(" | ".join(row) for row in rows[-len(CONTENDERS) :]), sep="\n", file=sys.stderr)
-    if arguments.dry:
-        print(*(" | ".join(row) for row in (columns, *rows)), sep="\n")
-        return
     _ledger.append(
         f"Linear probe: {sizes[0]:,} x {sizes[1]:,} features, {sizes[2]} classes, float32, {arguments.rounds} rounds",
         columns,
@@ -79,6 +76,7 @@ def main() -> None:
         "default, and fit_linear at 1e-5, nearer to the optimum, as the objectives show. "
         f"The first fit of each, with pcls's compilation, does not count. Accuracy on {TESTED:,} others. "
         f"Gate: {GATE:g} times as fast; aim: {AIM:g}; accuracy within {CLOSE} points.",
+        dry=arguments.dry,
     )
 
 

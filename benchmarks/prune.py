@@ -91,10 +91,7 @@ def main() -> None:
         "turns, medians. Gates: at half of the FLOPs latency <= 0.65 of the whole, at most 0.5 points lost."
     )
     title = "Pruned on Fashion-MNIST"
-    if arguments.dry:
-        print(title, *[" | ".join(row) for row in [header, *rows]], note, sep="\n")
-    else:
-        _ledger.append(title, header, rows, packages=["jax", "flax"], note=note)
+    _ledger.append(title, header, rows, packages=["jax", "flax"], note=note, dry=arguments.dry)
 
 
 if __name__ == "__main__":

@@ -163,10 +163,7 @@ def main() -> None:
         )
         tables.append(("Quantized on Fashion-MNIST", ["recipe", "top-1 %", "points lost", "worst seed"], rows, note))
     for title, header, rows, note in tables:
-        if arguments.dry:
-            print(title, *[" | ".join(row) for row in [header, *rows]], note, sep="\n")
-        else:
-            _ledger.append(title, header, rows, packages=PACKAGES, note=note)
+        _ledger.append(title, header, rows, packages=PACKAGES, note=note, dry=arguments.dry)
 
 
 if __name__ == "__main__":

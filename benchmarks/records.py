@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -138,8 +137,6 @@ def main() -> None:
         for _ in range(ROUNDS):
             for name, (contender, step) in CONTENDERS.items():
                 rounds[name].append(in_new_process(contender, step, folder))
-    if arguments.dry:
-        _ledger.LEDGER = Path(os.devnull)
     _ledger.append(
         f"Opening {arguments.records:,} converted records",
         ["contender", "open, s", "first batch, s", "memory then, MB", "memory at most, MB", "records/s after it"],
@@ -148,6 +145,7 @@ def main() -> None:
         note=f"Records of 64 bytes in {SHARDS} shards, in the page cache, random batches of {BATCH}, one thread, a new "
         f"process each; {ROUNDS} rounds, medians (ranges). Written by `convert` in {wrote:,.0f} s. Memory is all that "
         "the process holds, Python and imports included. Gates: < 2 s, < 300 MB, the late step as fast as step 0.",
+        dry=arguments.dry,
     )
 
 
