@@ -42,7 +42,7 @@ def latencies(
     precision: str,
     *,
     batches: Sequence[int] = (1, 32),
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
 ) -> list[list[Latency]]:
     """Of each model one for each batch size, on one device.
 
@@ -51,13 +51,13 @@ def latencies(
       shape: [height, width, channels] of an image.
       precision: type of activations.
       batches: sizes.
-      rounds: measurements of each.
+      rounds: measurements of each; None: `ROUNDS`.
     """
     found: list[list[Latency]] = [[] for _ in models]
     for batch in batches:
         images = jax.random.normal(jax.random.key(0), (batch, *shape), jnp.dtype(precision))
         calls = [_Call(model, images) for model in models]
-        times = np.array([[call.seconds() for call in calls] for _ in range(rounds)])
+        times = np.array([[call.seconds() for call in calls] for _ in range(rounds or ROUNDS)])
         for own, column in zip(found, 1e3 * times.T, strict=True):
             low, median, high = np.quantile(column, (0.25, 0.5, 0.75)).tolist()
             own.append(Latency(batch, median, low, high))

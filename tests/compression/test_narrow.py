@@ -20,15 +20,6 @@ from pcls.pretrained.bundle import WEIGHTS, load_bundle
 from pcls.run.folder import RunFolder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_measurements():
-    """What is tested is not how fast this machine is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pcls.compression.latency.ROUNDS", 3)
-        patch.setattr("pcls.compression.latency.PART_SECONDS", 0.0)
-        yield
-
-
 @pytest.fixture(scope="module")
 def narrowed(finished_run, tmp_path_factory):
     """The run with half of its FLOPs, in two steps, and what was said."""
@@ -36,15 +27,6 @@ def narrowed(finished_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("narrowed") / "half"
     options = {"steps": 2, "finetune": "4 steps", "max_loss": 100, "out": out, "say": said.append}
     return pcls.compress(finished_run, target="flops=0.5", **options), said
-
-
-def refused(run, **options) -> str:
-    before = sorted(run.rglob("*"))
-    with pytest.raises(UserError) as caught:
-        pcls.compress(run, **{"say": lambda text: None} | options)
-    assert sorted(run.rglob("*")) == before, "something was written"
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_the_run_is_narrowed_in_steps_and_each_is_measured(finished_run, narrowed):
@@ -98,7 +80,7 @@ def test_the_curve_is_kept_as_numbers_and_as_a_picture(narrowed):
     assert "MFLOPs" in table[0] and f"{found.variants[-1].parameters:,}" in table[3]
 
 
-def test_a_compressed_bundle_is_replaced_and_others_are_not(finished_run, narrowed, tmp_path):
+def test_a_compressed_bundle_is_replaced_and_others_are_not(finished_run, narrowed, tmp_path, refused):
     found, _ = narrowed
     out = Path(shutil.copytree(found.path, tmp_path / "old"))
     again = pcls.compress(
@@ -112,7 +94,7 @@ def test_a_compressed_bundle_is_replaced_and_others_are_not(finished_run, narrow
     assert "name another: --out FOLDER" in refused(finished_run, target="flops=0.5", out=tmp_path / "photos")
 
 
-def test_steps_end_where_too_much_is_lost_and_nothing_is_written(finished_run, monkeypatch):
+def test_steps_end_where_too_much_is_lost_and_nothing_is_written(finished_run, monkeypatch, refused):
     # A rate that destroys what was learned.
     monkeypatch.setattr("pcls.compression.recovery.RATE", 1e3)
     said: list[str] = []
@@ -257,11 +239,11 @@ def test_targets_are_read(text, kind, value):
         ({"target": "flops=0.0001"}, "with the fewest channels"),
     ],
 )
-def test_what_cannot_be_asked_for_is_told_and_nothing_is_written(finished_run, options, words):
+def test_what_cannot_be_asked_for_is_told_and_nothing_is_written(finished_run, options, words, refused):
     assert words in refused(finished_run, **options)
 
 
-def test_a_recurrent_network_is_refused_before_anything_is_trained(tiny, tmp_path):
+def test_a_recurrent_network_is_refused_before_anything_is_trained(tiny, tmp_path, refused):
     run = pcls.train("digits_cnn", tiny | {"run.dir": str(tmp_path / "run"), "model.name": "rnn28"}).path
     assert "rnn28 cannot be pruned" in refused(run, target="flops=0.5")
     assert "rnn28 cannot be pruned" in refused(run, target="latency=1us")

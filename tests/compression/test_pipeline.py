@@ -14,15 +14,6 @@ from pcls.errors import UserError
 from pcls.pretrained.bundle import WEIGHTS, load_bundle, save_bundle
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_measurements():
-    """What is tested is not how fast this machine is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pcls.compression.latency.ROUNDS", 3)
-        patch.setattr("pcls.compression.latency.PART_SECONDS", 0.0)
-        yield
-
-
 @pytest.fixture
 def run(finished_run, tmp_path) -> Path:
     """A copy of the run, to be changed."""
@@ -34,15 +25,6 @@ def compressed(finished_run, tmp_path_factory):
     """The run in int8, with its bundle elsewhere."""
     out = tmp_path_factory.mktemp("compressed") / "int8"
     return pcls.compress(finished_run, records=40, max_loss=100, out=out, say=lambda text: None)
-
-
-def refused(run, **options) -> str:
-    before = sorted(run.rglob("*"))
-    with pytest.raises(UserError) as caught:
-        pcls.compress(run, say=lambda text: None, **options)
-    assert sorted(run.rglob("*")) == before, "something was written"
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_each_variant_is_measured_on_every_held_out_record(finished_run, compressed):
@@ -149,27 +131,27 @@ def test_what_is_lost_is_refused_and_told(run):
         ({"max_loss": -1}, "--max-loss -1"),
     ],
 )
-def test_options_that_cannot_be_are_named(finished_run, options, words):
+def test_options_that_cannot_be_are_named(finished_run, options, words, refused):
     assert words in refused(finished_run, **options)
 
 
-def test_a_run_that_is_not_finished_is_refused(run):
+def test_a_run_that_is_not_finished_is_refused(run, refused):
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps(status | {"status": "stopped"}))
     assert f"pcls resume {run}" in refused(run)
 
 
-def test_a_bundle_is_no_run(finished_run):
+def test_a_bundle_is_no_run(finished_run, refused):
     assert "is a bundle; compression needs the run's data" in refused(finished_run / "bundle")
 
 
-def test_a_bundle_that_is_quantized_already_is_refused(run, compressed):
+def test_a_bundle_that_is_quantized_already_is_refused(run, compressed, refused):
     shutil.rmtree(run / "bundle")
     shutil.copytree(compressed.path, run / "bundle")
     assert "is quantized already (int8 weights, int8 inputs of 4 layers)" in refused(run)
 
 
-def test_nothing_but_a_quantized_bundle_is_replaced(run, compressed, tmp_path):
+def test_nothing_but_a_quantized_bundle_is_replaced(run, compressed, tmp_path, refused):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
     assert "name another: --out FOLDER" in refused(run, out=tmp_path / "photos")
@@ -177,7 +159,7 @@ def test_nothing_but_a_quantized_bundle_is_replaced(run, compressed, tmp_path):
     assert "name another: --out FOLDER" in refused(run, out=run / "bundle")
 
 
-def test_a_missing_qwix_is_told_before_anything_is_done(finished_run, monkeypatch):
+def test_a_missing_qwix_is_told_before_anything_is_done(finished_run, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "qwix", None)
     assert "pip install 'pcls[compress]'" in refused(finished_run)
 

@@ -1,14 +1,19 @@
 """The gate that every family of public weights passes: the numbers of timm, with its weights copied."""
 
+import hashlib
+import json
 from collections.abc import Callable
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
+from pcls.errors import UserError
 from pcls.models.inverted import ACTIVATIONS
 from pcls.models.registry import define_model
+from pcls.pretrained.bundle import FACTS, WEIGHTS, load_bundle
 from pcls.pretrained.exchange import export_weights, import_weights
 from pcls.pretrained.names import TORCHVISION, timm_names
 
@@ -194,3 +199,32 @@ def check_round_trip(tensors, weights, names):
     assert exported.keys() == {key for key in tensors if not key.endswith("num_batches_tracked")}
     for key, tensor in exported.items():
         np.testing.assert_array_equal(tensor, tensors[key], err_msg=key)
+
+
+@pytest.fixture(scope="session")
+def sign():
+    """A function that puts tensors or facts into a bundle, with digests that agree."""
+
+    def put(folder, tensors=None, **changes):
+        if tensors is not None:
+            save_file(tensors, folder / WEIGHTS)
+        facts = json.loads((folder / FACTS).read_text()) | changes
+        facts["weights_sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+        del facts["facts_sha256"]
+        facts["facts_sha256"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        (folder / FACTS).write_text(json.dumps(facts))
+
+    return put
+
+
+@pytest.fixture(scope="session")
+def refusal():
+    """A function to the one line by which a bundle is refused."""
+
+    def of_bundle(folder):
+        with pytest.raises(UserError) as caught:
+            load_bundle(folder)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return of_bundle

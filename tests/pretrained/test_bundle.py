@@ -1,4 +1,3 @@
-import hashlib
 import json
 import math
 import shutil
@@ -7,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
@@ -41,27 +40,6 @@ def folder(bundle, tmp_path):
     return tmp_path / "bundle"
 
 
-def with_weights(folder, tensors):
-    """Puts other tensors in, with a digest that agrees."""
-    save_file(tensors, folder / WEIGHTS)
-    sign(folder)
-
-
-def sign(folder, **changes):
-    facts = json.loads((folder / FACTS).read_text()) | changes
-    facts["weights_sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    del facts["facts_sha256"]
-    facts["facts_sha256"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    (folder / FACTS).write_text(json.dumps(facts))
-
-
-def refusal(folder):
-    with pytest.raises(UserError) as caught:
-        load_bundle(folder)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_a_bundle_comes_back_bit_for_bit(bundle, folder):
     found = load_bundle(folder)
     assert found.path == folder
@@ -72,7 +50,7 @@ def test_a_bundle_comes_back_bit_for_bit(bundle, folder):
         np.testing.assert_array_equal(found.params[path], array)
 
 
-def test_a_network_of_other_sizes_comes_back_as_it_was(tmp_path):
+def test_a_network_of_other_sizes_comes_back_as_it_was(tmp_path, sign, refusal):
     options = {"read": "columns", "hidden": 6, "bidirectional": True}
     definition = define_model("rnn", height=5, width=4, channels=1, classes=2, **options)
     params = {path: np.ones(leaf.shape, np.float32) for path, leaf in definition.params.items()}
@@ -93,7 +71,7 @@ def test_where_weights_came_from_stays_with_them(bundle, tmp_path):
     assert load_bundle(tmp_path / "bundle").origin == origin
 
 
-def test_a_bundle_from_before_there_were_origins_and_sizes_of_training_loads(bundle, folder):
+def test_a_bundle_from_before_there_were_origins_and_sizes_of_training_loads(bundle, folder, sign):
     facts = json.loads((folder / FACTS).read_text())
     del facts["origin"], facts["preprocessing"]["train"]
     (folder / FACTS).write_text(json.dumps(facts))
@@ -149,7 +127,7 @@ def test_a_bundle_is_never_seen_half_written(bundle, tmp_path, monkeypatch):
 
 
 @pytest.mark.faults
-def test_what_a_killed_save_left_is_in_nobodys_way(bundle, tmp_path):
+def test_what_a_killed_save_left_is_in_nobodys_way(bundle, tmp_path, refusal):
     (tmp_path / "bundle.tmp").mkdir()
     (tmp_path / "bundle.tmp" / WEIGHTS).write_bytes(b"half")
     assert "is no bundle" in refusal(tmp_path / "bundle")
@@ -160,7 +138,7 @@ def test_what_a_killed_save_left_is_in_nobodys_way(bundle, tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("place", [0.0, 0.1, 0.3, 0.6, 0.9, 0.9999])
-def test_one_flipped_bit_in_the_weights_is_refused(folder, place):
+def test_one_flipped_bit_in_the_weights_is_refused(folder, place, refusal):
     data = bytearray((folder / WEIGHTS).read_bytes())
     data[int(place * len(data))] ^= 4
     (folder / WEIGHTS).write_bytes(data)
@@ -186,16 +164,16 @@ def test_one_flipped_bit_in_the_facts_is_refused_or_changes_nothing(bundle, fold
 @pytest.mark.parametrize(
     ("missing", "words"), [(FACTS, "is no bundle: it has no model.json"), (WEIGHTS, "is missing or differs")]
 )
-def test_a_missing_file_is_named(folder, missing, words):
+def test_a_missing_file_is_named(folder, missing, words, refusal):
     (folder / missing).unlink()
     assert words in refusal(folder)
 
 
-def test_a_folder_that_is_not_there_is_no_bundle(tmp_path):
+def test_a_folder_that_is_not_there_is_no_bundle(tmp_path, refusal):
     assert "is no bundle" in refusal(tmp_path / "nowhere")
 
 
-def test_a_later_format_is_named(folder):
+def test_a_later_format_is_named(folder, sign, refusal):
     sign(folder, format=2)
     assert refusal(folder) == (
         f"{folder}: bundle format 2, and this version of pcls reads format 1; install the version that wrote it, or a "
@@ -203,14 +181,14 @@ def test_a_later_format_is_named(folder):
     )
 
 
-def test_facts_that_a_later_version_adds_are_left_alone(bundle, folder):
+def test_facts_that_a_later_version_adds_are_left_alone(bundle, folder, sign):
     sign(folder, provenance={"signed": True})
     assert load_bundle(folder).class_names == bundle.class_names
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("metrics", [{"top1": "0.9"}, {"top1": None}, {"n": True}, [1], "none"])
-def test_metrics_that_are_no_numbers_are_damage(folder, metrics):
+def test_metrics_that_are_no_numbers_are_damage(folder, metrics, sign, refusal):
     sign(folder, metrics=metrics)
     assert "model.json: is damaged" in refusal(folder)
 
@@ -244,14 +222,14 @@ def test_how_it_was_trained_comes_back_and_stays_when_it_is_saved_again(bundle, 
         {"versions": None},
     ],
 )
-def test_a_history_that_cannot_be_is_damage(bundle, tmp_path, change):
+def test_a_history_that_cannot_be_is_damage(bundle, tmp_path, change, sign, refusal):
     save_bundle(replace(bundle, training=TRAINING), tmp_path / "bundle")
     sign(tmp_path / "bundle", training=TRAINING.to_json() | change)
     assert "model.json: is damaged" in refusal(tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', "\ud800", "[" * 100_000])
-def test_facts_that_are_none_are_damaged(folder, text):
+def test_facts_that_are_none_are_damaged(folder, text, refusal):
     (folder / FACTS).write_bytes(text.encode("utf-8", "surrogatepass"))
     assert "is damaged" in refusal(folder)
 
@@ -266,31 +244,31 @@ def test_facts_that_are_none_are_damaged(folder, text):
         *(("height", size) for size in (0, -1, math.inf, math.nan, 1e300, "10", None)),
     ],
 )
-def test_facts_that_no_model_has_are_damage_though_their_digest_holds(folder, key, value):
+def test_facts_that_no_model_has_are_damage_though_their_digest_holds(folder, key, value, sign, refusal):
     facts = json.loads((folder / FACTS).read_text())
     preprocessing = {"preprocessing": facts["preprocessing"] | {key: value}}
     sign(folder, **(preprocessing if key == "height" else {key: value}))
     assert "is damaged" in refusal(folder)
 
 
-def test_an_unknown_model_is_named(folder):
+def test_an_unknown_model_is_named(folder, sign, refusal):
     sign(folder, model="rnn29")
     assert "'rnn29'" in refusal(folder)
     assert "the nearest is 'rnn28'" in refusal(folder)
 
 
-def test_wrong_shapes_types_and_names_are_named(folder):
+def test_wrong_shapes_types_and_names_are_named(folder, sign, refusal):
     tensors = load_file(folder / WEIGHTS)
     kernel = tensors["params/head/kernel"]
-    with_weights(folder, tensors | {"params/head/kernel": kernel[:, :2].copy()})
+    sign(folder, tensors | {"params/head/kernel": kernel[:, :2].copy()})
     assert "params/head/kernel is float32[32, 2], and rnn28 needs float32[32, 3]" in refusal(folder)
-    with_weights(folder, tensors | {"params/head/kernel": kernel.astype(np.float16)})
+    sign(folder, tensors | {"params/head/kernel": kernel.astype(np.float16)})
     assert "params/head/kernel is float16[32, 3], and rnn28 needs float32[32, 3]" in refusal(folder)
     renamed = {name.replace("head", "haed"): array for name, array in tensors.items()}
-    with_weights(folder, renamed)
+    sign(folder, renamed)
     assert "params/haed/bias is float32[3], and rnn28 needs absent" in refusal(folder)
     del tensors["params/recurrent"]
-    with_weights(folder, tensors)
+    sign(folder, tensors)
     assert "params/recurrent is absent, and rnn28 needs float32[32, 32]" in refusal(folder)
 
 
@@ -304,7 +282,7 @@ def test_wrong_shapes_types_and_names_are_named(folder):
         EMPTY_BUT_HUGE,
     ],
 )
-def test_a_truncated_or_lying_header_is_refused(folder, content):
+def test_a_truncated_or_lying_header_is_refused(folder, content, sign, refusal):
     (folder / WEIGHTS).write_bytes(content)
     sign(folder)
     assert "is no safetensors file" in refusal(folder)
@@ -334,7 +312,7 @@ def test_a_calibration_comes_back_and_a_bundle_without_one_says_nothing_of_it(bu
         assert load_bundle(tmp_path / "calibrated").calibration == calibration
 
 
-def test_a_calibration_is_part_of_what_the_digest_vouches_for(bundle, tmp_path):
+def test_a_calibration_is_part_of_what_the_digest_vouches_for(bundle, tmp_path, refusal):
     save_bundle(replace(bundle, calibration=TEMPERATURE), tmp_path / "bundle")
     facts = json.loads((tmp_path / "bundle" / FACTS).read_text())
     facts["calibration"]["scale"] = [0.25]
@@ -356,14 +334,14 @@ def test_a_calibration_is_part_of_what_the_digest_vouches_for(bundle, tmp_path):
         ("warm", "indices must be integers"),
     ],
 )
-def test_a_calibration_that_does_not_fit_is_damage(folder, values, reason):
+def test_a_calibration_that_does_not_fit_is_damage(folder, values, reason, sign, refusal):
     sign(folder, calibration=values)
     told = refusal(folder)
     assert "model.json: is damaged" in told
     assert reason in told
 
 
-def test_thresholds_come_back_and_a_bundle_of_one_label_a_record_has_none(bundle, folder, tmp_path):
+def test_thresholds_come_back_and_a_bundle_of_one_label_a_record_has_none(bundle, folder, tmp_path, refusal):
     assert "thresholds" not in json.loads((folder / FACTS).read_text())
     assert load_bundle(folder).thresholds == ()
     save_bundle(replace(bundle, thresholds=(0.25, 1 / 3, 1.0)), tmp_path / "several")
@@ -377,6 +355,6 @@ def test_thresholds_come_back_and_a_bundle_of_one_label_a_record_has_none(bundle
 @pytest.mark.parametrize(
     "values", [[0.5], [0.5, 0.5, 1.5], [0.5, 0.5, float("nan")], [0.5, 0.5, "a"], [0.5, 0.5, None], 3]
 )
-def test_thresholds_that_do_not_fit_are_damage(folder, values):
+def test_thresholds_that_do_not_fit_are_damage(folder, values, sign, refusal):
     sign(folder, thresholds=values)
     assert "model.json: is damaged" in refusal(folder)

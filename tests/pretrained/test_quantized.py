@@ -1,14 +1,12 @@
-import hashlib
 import json
 from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from pcls.data.preprocessing import Preprocessing
-from pcls.errors import UserError
 from pcls.models.registry import define_model
 from pcls.nn.quantized import Quantization, quantize_weights
 from pcls.pretrained.bundle import FACTS, WEIGHTS, Bundle, load_bundle, save_bundle
@@ -44,25 +42,6 @@ def quantized(bundle, bits, inputs):
 def folder(plain, tmp_path):
     save_bundle(quantized(plain, 8, {"conv1": 2.5, "head": 50.0}), tmp_path / "int8")
     return tmp_path / "int8"
-
-
-def sign(folder, tensors=None, **quantization):
-    """Puts other tensors or facts in, with digests that agree."""
-    if tensors is not None:
-        save_file(tensors, folder / WEIGHTS)
-    facts = json.loads((folder / FACTS).read_text())
-    facts["quantization"] |= quantization
-    facts["weights_sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    del facts["facts_sha256"]
-    facts["facts_sha256"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    (folder / FACTS).write_text(json.dumps(facts))
-
-
-def refusal(folder):
-    with pytest.raises(UserError) as caught:
-        load_bundle(folder)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 30])
@@ -117,14 +96,14 @@ def test_a_kernel_for_other_channels_is_no_longer_one_of_integers(folder):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, -1.0])
-def test_a_scale_that_cannot_be_is_damage(folder, value):
+def test_a_scale_that_cannot_be_is_damage(folder, value, sign, refusal):
     tensors = load_file(folder / WEIGHTS)
     tensors["scales/conv2/kernel"][1] = value
     sign(folder, tensors)
     assert "scales/conv2/kernel holds a number that is not finite and above 0" in refusal(folder)
 
 
-def test_scales_of_another_shape_and_weights_of_another_type_are_named(folder):
+def test_scales_of_another_shape_and_weights_of_another_type_are_named(folder, sign, refusal):
     tensors = load_file(folder / WEIGHTS)
     sign(folder, tensors | {"scales/head/kernel": np.ones(4, np.float32)})
     assert "scales/head/kernel is float32[4], and cnn28 needs float32[3]" in refusal(folder)
@@ -146,6 +125,7 @@ def test_scales_of_another_shape_and_weights_of_another_type_are_named(folder):
         ({"bits": 4}, "params/conv1/kernel is int8"),
     ],
 )
-def test_facts_of_a_quantization_that_cannot_be_are_damage(folder, facts, words):
-    sign(folder, **facts)
+def test_facts_of_a_quantization_that_cannot_be_are_damage(folder, facts, words, sign, refusal):
+    kept = json.loads((folder / FACTS).read_text())["quantization"]
+    sign(folder, quantization=kept | facts)
     assert words in refusal(folder)
