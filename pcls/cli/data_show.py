@@ -27,7 +27,7 @@ def show(
     from pcls.data.pipeline import Workers, training_batches
     from pcls.data.show import augmented_images, caption, grid
     from pcls.errors import UserError
-    from pcls.training.program import training_order
+    from pcls.training.plan import training_order
 
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: is no name of a PNG file; write {out.with_suffix('.png')}")

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from pcls.config.schema import MeshSection, Recipe
 from pcls.data.augment import PAIR
 from pcls.data.buckets import Bucket
-from pcls.data.order import BucketedOrder, Order, SampledOrder
+from pcls.data.order import BucketedOrder, Order
 from pcls.data.pipeline import Batch, Places, Update, sized
 from pcls.data.preprocessing import RGB, Preprocessing
 from pcls.data.sources.targets import positives
@@ -45,6 +45,7 @@ from pcls.training.freezing import Freezing, freezing
 from pcls.training.loop import Plan
 from pcls.training.losses import TrainingLoss, training_loss, training_loss_of_label_sets
 from pcls.training.optimizers import make_optimizer
+from pcls.training.plan import make_plan, training_order
 from pcls.training.progressive import Phases, check_progressive, phases_of
 from pcls.training.recalibration import make_statistics_step
 from pcls.training.resident import resident_step, resident_steps
@@ -53,11 +54,6 @@ from pcls.training.sizes import BucketSizes, Kind, Sizes, kinds_from
 from pcls.training.sparsity import sparse
 from pcls.training.state import TrainState, init_state, state_of
 from pcls.training.step import Losses, Metrics, TrainStep, make_gradients, make_losses, make_train_step
-
-# A run leaves at most about this many training rows in its metric files, each a mean over this many steps or more.
-LOG_ROWS, MIN_LOG_STEPS = 500, 10
-# What the host stacks for one dispatch of several steps.
-DISPATCH_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -504,55 +500,6 @@ def normalisation(recipe: Recipe, shards: int, *, normalises: bool) -> TrainingP
     return TrainingPass(group_size=group_size, group_a_device=group_size in (None, rows))
 
 
-def training_order(
-    recipe: Recipe, records: int, buckets: Sequence[Bucket] = (), labels: np.ndarray | None = None
-) -> Order | BucketedOrder:
-    """The order in which a recipe trains on so many records.
-
-    Args:
-      recipe: resolved.
-      records: of the training set.
-      buckets: its sequences by padded length; empty: all records are alike.
-      labels: [records] of it; None: unknown, the order is one that takes as many steps.
-
-    Raises:
-      UserError: a step would take more than there are, and the tail is dropped; or the run is too short for its
-        sampling to move.
-    """
-    data, batch_size = recipe.data, recipe.train.batch_size
-    if buckets:
-        return _bucketed_order(recipe, buckets)
-    order = Order(records, batch_size, recipe.train.seed, data.tail, data.repeats)
-    if not order.pass_steps:
-        raise UserError(
-            f"data.tail=drop leaves no step: one takes {order.records_a_step:,} records and there are {records:,}; "
-            "lower train.batch_size, or write data.tail=carry"
-        )
-    passes = math.ceil(recipe.train.duration.steps(order.epoch_steps) / order.pass_steps)
-    if data.sampling == "progressive" and passes < 2:
-        raise UserError(
-            "data.sampling=progressive moves with each pass over the records, and the run has only one; "
-            "write a longer train.duration, or data.sampling=balanced"
-        )
-    if data.sampling == "natural" or labels is None:
-        return order
-    return SampledOrder(**vars(order), labels=labels, sampling=data.sampling, passes=passes)
-
-
-def _bucketed_order(recipe: Recipe, buckets: Sequence[Bucket]) -> BucketedOrder:
-    order = BucketedOrder(
-        tuple(buckets), recipe.train.batch_size, recipe.train.seed, recipe.data.tail, recipe.data.repeats
-    )
-    for bucket, own in zip(buckets, order.orders, strict=True):
-        if not own.pass_steps:
-            raise UserError(
-                f"data.tail=drop would leave out all {own.size:,} sequences that are padded to {bucket.steps:,} steps: "
-                f"a batch takes {own.records_a_step:,} of one length; lower train.batch_size or data.buckets, or "
-                "write data.tail=carry"
-            )
-    return order
-
-
 def check_augmentation(recipe: Recipe, shards: int, channels: int) -> None:
     """Raises UserError where pairs of neighbours do not divide what lies on a device, or colours are changed of none.
 
@@ -574,46 +521,6 @@ def check_augmentation(recipe: Recipe, shards: int, channels: int) -> None:
         key = next(key for key, value in colours.items() if value)
         found, way = ("one channel", ", or write data.channels=3") if channels == 1 else (f"{channels} channels", "")
         raise UserError(f"augment.{key} has no effect on images of {found}; leave it out{way}")
-
-
-def make_plan(recipe: Recipe, order: Order | BucketedOrder, *, image_bytes: int, platform: str) -> Plan:
-    """The recipe's durations in steps.
-
-    Args:
-      recipe: resolved.
-      order: of its records.
-      image_bytes: of one image.
-      platform: of the devices.
-    """
-    epoch_steps = order.epoch_steps
-    steps = recipe.train.duration.steps(epoch_steps)
-    plan = Plan(
-        steps=steps,
-        epoch_steps=epoch_steps,
-        batch_size=recipe.train.batch_size,
-        evaluate_every=max(1.0, recipe.evaluate.every.exact_steps(epoch_steps)),
-        save_every=max(1.0, recipe.checkpoint.every.exact_steps(epoch_steps)),
-        log_every=max(MIN_LOG_STEPS, steps // LOG_ROWS),
-        verify_every=recipe.guard.verify.exact_steps(epoch_steps),
-        not_finite=recipe.guard.not_finite,
-        spike=recipe.guard.spike,
-    )
-    batch_bytes = 8 * plan.batch_size if recipe.data.on_device else image_bytes * plan.batch_size
-    # Batches of several sizes cannot be stacked.
-    single = platform == "cpu" or recipe.data.progressive or recipe.data.buckets > 1
-    at_once = recipe.train.steps_per_dispatch or (1 if single else steps_that_fit(plan, batch_bytes))
-    return replace(plan, at_once=at_once)
-
-
-def steps_that_fit(plan: Plan, batch_bytes: int) -> int:
-    """How many steps to dispatch at once: as memory and what is due allow.
-
-    Args:
-      plan: of the run.
-      batch_bytes: that the host sends for one step.
-    """
-    between = math.floor(min(plan.steps, plan.epoch_steps, plan.evaluate_every, plan.save_every))
-    return max(1, min(between, DISPATCH_BYTES // batch_bytes))
 
 
 def _compiler_options(platform: str, model: ModelDef) -> dict[str, Any] | None:

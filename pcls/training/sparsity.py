@@ -61,16 +61,8 @@ def sparse(
     Raises:
       UserError: it begins after its end, or ends after the run, or there is no kernel for it.
     """
-    first = section.start.steps(epoch_steps)
-    last = max(first + 1, round(END * steps)) if section.end is None else section.end.steps(epoch_steps)
+    first, last = _span(section, epoch_steps, steps)
     in_fours, every = section.pattern == "two_of_four", section.every or EVERY
-    if in_fours:
-        last = first + 1
-    if not first < last <= steps:
-        raise UserError(
-            f"optimizer.sparsity goes from step {first:,} to step {last:,}, and the run has {steps:,}; write a "
-            "start before the end, and both within the run"
-        )
     kernels = [
         path
         for path, leaf in params.items()
@@ -116,6 +108,20 @@ def sparse(
         return {**updates, **held}, SparsityState(state.masks | masks, dense)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _span(section: SparsitySection, epoch_steps: float, steps: int) -> tuple[int, int]:
+    """The steps before which the first weights go, and by which the last are gone."""
+    first = section.start.steps(epoch_steps)
+    last = max(first + 1, round(END * steps)) if section.end is None else section.end.steps(epoch_steps)
+    if section.pattern == "two_of_four":
+        last = first + 1
+    if not first < last <= steps:
+        raise UserError(
+            f"optimizer.sparsity goes from step {first:,} to step {last:,}, and the run has {steps:,}; write a "
+            "start before the end, and both within the run"
+        )
+    return first, last
 
 
 def _largest(magnitudes: Array, share: Array) -> Array:

@@ -14,7 +14,7 @@ from pcls.pretrained.exporting import export_timm
 from pcls.run.evaluate import evaluate_run
 from pcls.run.folder import RunFolder
 from pcls.run.setup import prepare
-from pcls.training.program import training_order
+from pcls.training.plan import training_order
 
 LABELS = np.repeat([0, 1, 2], [90, 9, 1]).astype(np.int32)
 

@@ -14,7 +14,8 @@ from pcls.errors import UserError
 from pcls.parallel.mesh import BATCH_AXES
 from pcls.parallel.rules import PRESETS, Layout, Rule
 from pcls.training.loop import Plan
-from pcls.training.program import DISPATCH_BYTES, chosen_layout, make_plan, steps_that_fit, training_order
+from pcls.training.plan import DISPATCH_BYTES, make_plan, steps_that_fit, training_order
+from pcls.training.program import chosen_layout
 
 # Averages, and layers that drop: all that a step does in the tiny network.
 ALL = {"train.ema_decay": 0.9, "model.dropout": 0.25}

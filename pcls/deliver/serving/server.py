@@ -89,6 +89,7 @@ class _Server(uvicorn.Server):
         self.failure: BaseException | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens, and begins to compile."""
         await super().startup(sockets)
         classifier = self._service.classifier
         self._say(f"{self._url}: compiling {classifier.bundle.model}, {len(classifier.class_names):,} classes")
@@ -107,6 +108,7 @@ class _Server(uvicorn.Server):
             self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes requests on for a moment longer, then answers what was accepted, and lets the model go."""
         self._service.is_draining = True
         self._service.metrics.ready.set(0)
         if self.failure is None and not self.force_exit:
