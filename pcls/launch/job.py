@@ -11,6 +11,7 @@ from pcls.config.load import load_recipe
 from pcls.errors import UserError
 from pcls.launch.names import NAME, PATH, VARIABLE, Rule, check, check_printable
 from pcls.launch.policy import Policy
+from pcls.parallel.shares import check_batch_size
 
 # Machines of a cluster do not all come at once.
 JOIN_TIMEOUT = 900
@@ -158,12 +159,7 @@ def check_shared(recipe: str, overrides: Sequence[str], tasks: int) -> str:
     shards = tasks // found.mesh.model if tasks % found.mesh.model == 0 else 1
     sizes = {"train.batch_size": found.train.batch_size, "evaluate.batch_size": found.evaluation_batch_size}
     for key, size in sizes.items():
-        if size % shards:
-            lower = size // shards * shards
-            choices = f"{lower} or {lower + shards}" if lower else str(shards)
-            raise UserError(
-                f"{key} is {size} and does not divide by the {shards} devices of the tasks; write {choices}"
-            )
+        check_batch_size(key, size, shards)
     if Path(found.run.dir).is_absolute():
         return ""
     return (

@@ -64,15 +64,6 @@ def shard_count(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
-    """UserError unless every part of the batch has the same number of images."""
-    shards = shard_count(mesh)
-    if batch_size % shards:
-        lower = batch_size // shards * shards
-        choices = f"{lower} or {lower + shards}" if lower else str(shards)
-        raise UserError(f"{key} is {batch_size} and does not divide by the {shards} devices; write {choices}")
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole."""
     return NamedSharding(mesh, P())

@@ -53,7 +53,7 @@ def differing_devices(
     Returns:
       None where all copies agree.
     """
-    found, devices = everyones(digests), list(mesh.devices.flat)
+    found, devices = on_host(digests), list(mesh.devices.flat)
     for column, (name, leaf) in enumerate(shapes.items()):
         parts = leaf.sharding.devices_indices_map(leaf.shape)
         copies: dict[str, list[int]] = {}
@@ -66,7 +66,7 @@ def differing_devices(
     return None
 
 
-def everyones(digests: Array) -> np.ndarray:
+def on_host(digests: Array) -> np.ndarray:
     """[devices, leaves] of all processes, in each of them."""
     if jax.process_count() == 1:
         return np.asarray(digests)

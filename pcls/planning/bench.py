@@ -23,7 +23,8 @@ from pcls.models.registry import model_entry
 from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
 from pcls.nn.module import HEAD_KERNEL
 from pcls.observe.chips import chip_of, share_of_peak
-from pcls.parallel.mesh import check_batch_size, make_mesh
+from pcls.parallel.mesh import make_mesh, shard_count
+from pcls.parallel.shares import check_batch_size
 from pcls.planning.costs import out_of_memory, read_costs
 from pcls.training.program import Program, make_program
 
@@ -83,7 +84,7 @@ def bench_models(
     for name in names:
         model_entry(name)
     if batch_size:
-        check_batch_size("--batch-size", batch_size, make_mesh(-1))
+        check_batch_size("--batch-size", batch_size, shard_count(make_mesh(-1)))
     tasks = itertools.product(names, ("train", "inference"))
     sweeps = (_sweep(name, task, precision, batch_size, seconds, say) for name, task in tasks)
     return itertools.chain.from_iterable(sweeps)

@@ -10,7 +10,7 @@ import numpy as np
 
 from pcls.checkpoint.store import named_leaves
 from pcls.errors import RestartRequested
-from pcls.parallel.replicas import differing_devices, everyones, make_digests
+from pcls.parallel.replicas import differing_devices, make_digests, on_host
 from pcls.run.setup import Setup
 from pcls.training.loop import Step
 from pcls.training.state import TrainState
@@ -43,11 +43,11 @@ class Verification:
           RestartRequested: the results are not the same bits, or not the same on all devices.
         """
         again, _ = train(self._copy(state), batch)
-        expected = everyones(self._digests(named_leaves(again)))
+        expected = on_host(self._digests(named_leaves(again)))
         del again
         state, metrics = train(state, batch)
         digests = self._digests(named_leaves(state))
-        found = everyones(digests)
+        found = on_host(digests)
         if (found != expected).any():
             row, column = np.argwhere(found != expected)[0]
             raise _not_to_be_trusted(

@@ -32,7 +32,6 @@ from pcls.nn.training import TrainingPass
 from pcls.parallel.mesh import (
     BATCH_AXES,
     batch_sharding,
-    check_batch_size,
     local_rows,
     make_mesh,
     replicated,
@@ -40,6 +39,7 @@ from pcls.parallel.mesh import (
 )
 from pcls.parallel.processes import everywhere
 from pcls.parallel.rules import PRESETS, Layout, Rule, matched_rules, spec
+from pcls.parallel.shares import check_batch_size
 from pcls.training.distillation import Teacher, Teaching, make_teaching
 from pcls.training.freezing import Freezing, freezing
 from pcls.training.loop import Plan
@@ -337,8 +337,8 @@ def make_program(
       UserError: one line that says what does not fit.
     """
     mesh = make_mesh(recipe.mesh.data, recipe.mesh.fsdp, recipe.mesh.model, devices)
-    check_batch_size("train.batch_size", recipe.train.batch_size, mesh)
-    check_batch_size("evaluate.batch_size", recipe.evaluation_batch_size, mesh)
+    check_batch_size("train.batch_size", recipe.train.batch_size, shard_count(mesh))
+    check_batch_size("evaluate.batch_size", recipe.evaluation_batch_size, shard_count(mesh))
     trained = preprocessing.training
     if preprocessing.sequence is not None:
         check_sequences(recipe, preprocessing)

@@ -145,7 +145,7 @@ def test_directives_come_before_the_first_command_and_ask_for_time_to_save():
 def test_a_batch_that_tasks_cannot_share_is_refused_and_a_relative_folder_told(capsys):
     argv = ["launch", "slurm", "digits_cnn", "--dry-run", "--nodes", "3", "--tasks-per-node", "5"]
     assert main([*argv, "train.batch_size=64"]) == 2
-    told = "pcls: train.batch_size is 64 and does not divide by the 15 devices of the tasks; write 60 or 75\n"
+    told = "pcls: train.batch_size is 64 and does not divide by the 15 devices; write 60 or 75\n"
     assert capsys.readouterr().err == told
     fits = [*argv, "train.batch_size=60", "evaluate.batch_size=30"]
     assert main(fits) == 0

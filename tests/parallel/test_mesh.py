@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pcls.errors import UserError
-from pcls.parallel.mesh import batch_sharding, check_batch_size, local_rows, make_mesh, replicated, shard_count
+from pcls.parallel.mesh import batch_sharding, local_rows, make_mesh, replicated, shard_count
+from pcls.parallel.shares import check_batch_size
 
 
 @pytest.mark.parametrize(
@@ -102,13 +103,13 @@ def test_a_batch_is_split_over_data_and_fsdp_but_not_over_model(axes, parts):
 @pytest.mark.parametrize(("batch", "advice"), [(100, "96 or 104"), (1, "8"), (7, "8"), (9, "8 or 16")])
 def test_a_batch_that_does_not_divide_is_refused_with_the_sizes_around_it(batch, advice):
     with pytest.raises(UserError) as raised:
-        check_batch_size("train.batch_size", batch, make_mesh(-1, 2))
+        check_batch_size("train.batch_size", batch, shard_count(make_mesh(-1, 2)))
     assert str(raised.value) == f"train.batch_size is {batch} and does not divide by the 8 devices; write {advice}"
 
 
 @pytest.mark.parametrize(("axes", "batch"), [((-1,), 8), ((-1,), 128), ((-1, 1, 2), 4), ((-1, 2, 4), 1 * 2)])
 def test_a_batch_that_divides_passes(axes, batch):
-    check_batch_size("train.batch_size", batch, make_mesh(*axes))
+    check_batch_size("train.batch_size", batch, shard_count(make_mesh(*axes)))
 
 
 def test_a_replicated_array_is_whole_on_every_device():
