@@ -7,6 +7,7 @@ BEAM_VENV ?= .venv-beam
 PYTEST_ARGS ?=
 # Each compiles with several threads and takes about 1.5 GB.
 TEST_PROCESSES ?= 2
+IN_PARALLEL = -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 # A stamp is written last, so that an interrupted installation is made again.
 STAMP = $(VENV)/.pcls-installed
@@ -14,7 +15,7 @@ PEERS_STAMP = $(PEERS_VENV)/.pcls-installed
 TPU_STAMP = $(TPU_VENV)/.pcls-installed
 BEAM_STAMP = $(BEAM_VENV)/.pcls-installed
 
-.PHONY: help demo test test-faults test-fuzz test-peers test-slurm test-tpu test-beam lint format types bench plans constraints clean
+.PHONY: help demo test test-system test-faults test-fuzz test-peers test-slurm test-tpu test-beam lint format types bench plans constraints clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -22,8 +23,11 @@ help:  ## print this list
 demo: $(STAMP)  ## pretrain, fine-tune on 25 images, compare, report: under 3 minutes on two CPU cores
 	@$(VENV)/bin/pcls demo
 
-test: lint types  ## lint, types, then all tests but the slow faults, the peers', Slurm's and the TPU compiler's
-	$(VENV)/bin/pytest -m "not peer and not tpu and not slurm" --ignore tests/faults -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+test: lint types  ## lint, types, then the tests that are no target of their own: under 12 minutes on two CPU cores
+	$(VENV)/bin/pytest -m "not system and not peer and not tpu and not slurm" --ignore tests/faults $(IN_PARALLEL)
+
+test-system: $(STAMP)  ## whole programs: every page of docs, several processes, signals and kills, each recipe
+	$(VENV)/bin/pytest -m system --ignore tests/faults $(IN_PARALLEL)
 
 test-faults: $(STAMP)  ## kills, damaged files, full disks, other devices, stops at every step; with a table of counts
 	XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/pytest tests/faults --ignore tests/faults/test_fuzz.py $(PYTEST_ARGS)

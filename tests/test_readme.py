@@ -77,6 +77,7 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 # What needs the hub stands in blocks without a language.
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("page", "count"),
     [
@@ -135,6 +136,7 @@ def test_every_command_runs_as_it_stands(folder: Path, page: Path, count: int) -
     assert page not in made or (folder / made[page]).is_file()
 
 
+@pytest.mark.system
 def test_the_python_of_the_readme_runs_as_it_stands(folder: Path) -> None:
     (block,) = blocks(README, "python")
     program = folder / "readme.py"

@@ -125,6 +125,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", sorted(named_recipes()))
 def test_the_tiny_twin_of_a_recipe_trains(
     name: str, tiny_data: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]

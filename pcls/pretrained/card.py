@@ -123,7 +123,9 @@ def _metrics(facts: Mapping[str, Any]) -> list[str]:
         f"On {metrics['n']:,} held-out records" if "n" in metrics else "On held-out records",
         f"{_undecodable(metrics)}, when the training ended{_uncalibrated(facts)}.",
     ]
-    rows = [(words, f"{metrics[name]:.2%}") for name, words in SHARES.items() if name in metrics]
+    # Of five classes or fewer one of five is always right.
+    shown = metrics if len(facts["class_names"]) > 5 else {key: metrics[key] for key in metrics if key != "top5"}
+    rows = [(words, f"{shown[name]:.2%}") for name, words in SHARES.items() if name in shown]
     rows += [("loss", f"{metrics['loss']:.4f}")] if "loss" in metrics else []
     text = ["".join(lines), "", *_table(("metric", "value"), rows)]
     if training is None:

@@ -99,11 +99,13 @@ def fine_tuning(data: str, model: str | Path, overrides: Overrides = (), *, reci
     dataset = open_dataset(resolved.data, bundle.preprocessing)
     records, classes = len(dataset.train), len(dataset.class_names)
     length = max(MIN_STEPS, math.ceil(EPOCHS * records / resolved.train.batch_size))
-    resolved = with_overrides(with_overrides(resolved, {"train.duration": f"{length} steps"}), overrides)
+    several = dataset.train.targets is not None
+    by_data = {"train.duration": f"{length} steps", "train.loss": "sigmoid" if several else "softmax"}
+    resolved = with_overrides(with_overrides(resolved, by_data), overrides)
     steps = resolved.train.duration.steps(records / resolved.train.batch_size)
     network, name, reason = _network(bundle, dataset, steps), recipe, "as --recipe says"
     if recipe == AUTO:
-        name, reason = choose(records, classes, has_stages=network.has_stages)
+        name, reason = choose(records, classes, has_stages=network.has_stages, head_alone=not several)
     resolved = with_overrides(resolved, RECIPES[name](network) | _fifths(steps))
     resolved = with_overrides(resolved, overrides)
     return FineTuning(resolved, name, reason, bundle, dataset)

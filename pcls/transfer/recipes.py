@@ -120,18 +120,19 @@ RECIPES: dict[str, Callable[[Network], Settings]] = {
 }
 
 
-def choose(images: int, classes: int, *, has_stages: bool) -> tuple[str, str]:
+def choose(images: int, classes: int, *, has_stages: bool, head_alone: bool = True) -> tuple[str, str]:
     """The recipe for so many images to train on, and why.
 
     Args:
       images, classes: of the training set.
       has_stages: of the network.
+      head_alone: whether a head can be fitted by itself, as it can where each image has one label.
     """
     if images >= MANY:
         return "scratch", f"{images:,} images need no weights from elsewhere"
     if not has_stages:
         return "full", "a small network; all its layers learn at once"
-    if images < FEW_A_CLASS * classes:
+    if head_alone and images < FEW_A_CLASS * classes:
         return "probe", f"{images / classes:.0f} images a class are too few to move the layers below the head"
     if images < FEW:
         return "gradual", f"{images:,} images: the lower layers are left alone until the upper ones fit"

@@ -19,6 +19,8 @@ from pcls.errors import UserError
 from pcls.pretrained.bundle import WEIGHTS, load_bundle
 from pcls.run.folder import RunFolder
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def narrowed(finished_run, tmp_path_factory):

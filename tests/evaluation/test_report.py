@@ -151,11 +151,16 @@ def test_the_numbers_on_the_page_are_those_of_the_evaluation() -> None:
     measured = evaluation([[30, 2, 0], [1, 40, 4], [0, 3, 20]])
     page = Page(render(report(evaluation=measured)))
     exact = [float(tag["value"]) for tag in page.named("data")]
-    names = ("top1", "top5", "balanced", "macro_f1", "loss", "n", "undecodable")
+    names = ("top1", "balanced", "macro_f1", "loss", "n", "undecodable")
     assert exact == [measured.summary()[name] for name in names]
-    assert page.texts["data"] == ["90.00\u00a0%", "96.88\u00a0%", "89.87\u00a0%", "89.74\u00a0%", "0.4375", "100", "3"]
+    assert page.texts["data"] == ["90.00\u00a0%", "89.87\u00a0%", "89.74\u00a0%", "0.4375", "100", "3"]
     # R: binom::binom.wilson(90, 100) gives 0.8256 to 0.9448.
     assert page.texts["small"][0] == "95\u00a0%: 82.6–94.5\u00a0%"
+
+
+def test_the_best_five_are_told_of_more_than_five_classes_alone() -> None:
+    pages = [render(report(evaluation=evaluation(np.eye(classes, dtype=np.int64)))) for classes in (5, 6)]
+    assert ["Top-5 accuracy" in page for page in pages] == [False, True]
 
 
 def test_each_count_of_the_confusion_matrix_is_in_its_cell() -> None:

@@ -107,6 +107,7 @@ def test_a_wrong_recipe_starts_nothing(tmp_path, capsys):
 
 
 @pytest.mark.faults
+@pytest.mark.system
 def test_a_run_of_two_processes_that_is_asked_to_stop_starts_again_and_finishes(tmp_path):
     path = tmp_path / "run"
     settings = [f"{key}={value}" for key, value in (SETTINGS | {"run.dir": path}).items()]

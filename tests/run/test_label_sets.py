@@ -22,6 +22,7 @@ from pcls.pretrained.bundle import load_bundle
 from pcls.run.folder import RunFolder
 from pcls.run.report import run_report
 from pcls.transfer.finetune import fine_tuning
+from pcls.transfer.recipes import choose
 from pcls.transfer.start import adapted_weights
 
 TINY = {
@@ -208,6 +209,16 @@ def test_weights_of_one_label_get_a_new_head_for_several_and_those_of_several_ke
     assert "the weights answer" not in told(finished.path, pairs, overrides)
 
 
+def test_fine_tuning_asks_for_each_label_by_itself_and_fits_no_head_alone(finished_run, pairs):
+    several = fine_tuning(str(pairs), finished_run, {"data.labels": "several"})
+    assert several.recipe.train.loss == "sigmoid"
+    written = {"data.labels": "several", "train.loss": "asymmetric"}
+    assert fine_tuning(str(pairs), finished_run, written).recipe.train.loss == "asymmetric"
+    assert fine_tuning("digits", finished_run).recipe.train.loss == "softmax"
+    assert choose(90, 10, has_stages=True)[0] == "probe"
+    assert choose(90, 10, has_stages=True, head_alone=False)[0] == "gradual"
+
+
 def test_several_seeds_on_a_set_that_lives_on_the_devices_train_as_one_run_does(finished, pairs, tmp_path):
     settings = TINY | {"data.path": str(pairs), "data.on_device": True, "run.dir": str(tmp_path / "run")}
     seeds = pcls.train_seeds("digits_rnn", settings, seeds=2, together=True)
@@ -215,6 +226,7 @@ def test_several_seeds_on_a_set_that_lives_on_the_devices_train_as_one_run_does(
     assert str(seeds).startswith("mAP ")
 
 
+@pytest.mark.system
 def test_two_processes_evaluate_as_one_does(finished, pairs, tmp_path):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

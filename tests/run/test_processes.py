@@ -18,6 +18,8 @@ from pcls.run.evaluate import read_evaluation
 from pcls.run.folder import RunFolder
 from pcls.run.rollback import rollbacks_of
 
+pytestmark = pytest.mark.system
+
 SETTINGS = {
     "data.image_size": 10,
     "train.duration": "50 steps",

@@ -16,7 +16,7 @@ from pcls.checkpoint.manifest import NAME
 from pcls.cli import main
 from pcls.run.folder import RunFolder
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.system]
 
 STEPS, INTERVAL = 600, 50
 SETTINGS = {

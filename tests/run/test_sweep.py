@@ -194,6 +194,7 @@ def worker(tmp_path):
             process.kill()
 
 
+@pytest.mark.system
 def test_two_processes_do_everything_once_though_one_is_killed(worker, tmp_path):
     folder = tmp_path / "sweep"
     doomed, other = worker(), worker()

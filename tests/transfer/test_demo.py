@@ -11,6 +11,8 @@ from pcls.run.folder import RunFolder
 from pcls.transfer import demo
 from pcls.transfer.demo import Trial, as_text, run_demo, summary
 
+pytestmark = pytest.mark.system
+
 
 def test_the_table_gives_means_deviations_and_the_gain_of_the_pairs() -> None:
     table = summary({"digits_cnn": [Trial(0.99, 0.95, 0.93), Trial(0.99, 0.91, 0.87)]}, counted=871)

@@ -208,6 +208,7 @@ def test_python_has_the_same_function(finished_run):
     assert found.rows[0].deviation is None
 
 
+@pytest.mark.system
 def test_two_processes_find_what_one_finds(finished_run):
     with socket.socket() as meeting:
         meeting.bind(("127.0.0.1", 0))

@@ -39,9 +39,11 @@ def headline(evaluation: Evaluation) -> list[Headline]:
     n, lost = evaluation.n, evaluation.undecodable
     top1, top5 = (f"95\u00a0%: {interval_text(_of_share(share, n))}" for share in (evaluation.top1, evaluation.top5))
     balanced = f"95\u00a0%: {interval_text(balanced_interval(evaluation.confusion))}"
+    # Of five classes or fewer one of five is always right.
+    among_five = [Headline("Top-5 accuracy", percent(evaluation.top5), evaluation.top5, top5 if n else "")]
     return [
         Headline("Top-1 accuracy", percent(evaluation.top1), evaluation.top1, top1 if n else ""),
-        Headline("Top-5 accuracy", percent(evaluation.top5), evaluation.top5, top5 if n else ""),
+        *(among_five if len(evaluation.class_names) > 5 else ()),
         Headline("Balanced accuracy", percent(numbers["balanced"]), numbers["balanced"], balanced if n else ""),
         Headline("Macro F1", percent(numbers["macro_f1"]), numbers["macro_f1"], "mean of the classes"),
         Headline("Loss", f"{evaluation.loss:.4f}" if math.isfinite(evaluation.loss) else "–", evaluation.loss, "nats"),
