@@ -1,19 +1,22 @@
 """Clients of `pcls serve` in one process, light enough to leave the cores to the server.
 
-`python _serve_clients.py PORT CLIENTS SECONDS RATE IMAGES`: each client has one connection and sends its next request
-when the last one is answered. With a RATE above 0 requests are due at random moments, so many a second in all, and a
-latency counts from then: who has to wait for a free connection waits too. With SECONDS 0 clients go on until the server
-closes their connections. Prints one line of JSON.
+`python _serve_clients.py PORT CLIENTS SECONDS RATE IMAGES GAPS`: each client has one connection and sends its next
+request when the last one is answered. With a RATE above 0, requests a second of all clients, each has times of its own
+at which its requests are due, with gaps that are `even` or `random` (exponential); a latency counts from then, whatever
+the client still waited for. With SECONDS 0 clients go on until the server closes their connections.
+Prints one line of JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import random
 import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import uvloop
@@ -41,30 +44,36 @@ def request(images: int) -> bytes:
 
 
 class Client(asyncio.Protocol):
-    """One connection."""
+    """One connection.
 
-    def __init__(self, sent: bytes, told: list[float], work: asyncio.Queue[float] | None, until: float):
-        self.sent, self.told, self.work, self.until = sent, told, work, until
+    Args:
+      sent: a request.
+      told: takes the seconds of each answer.
+      dues: when each request is due; None: when the last one is answered.
+      until: when it ends.
+    """
+
+    def __init__(self, sent: bytes, told: list[float], dues: Iterator[float] | None, until: float):
+        self.sent, self.told, self.dues, self.until = sent, told, dues, until
         self.data = b""
         self.failed = self.lost = 0
         self.waits = False
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.loop = asyncio.get_running_loop()
+        self.over: asyncio.Future[None] = self.loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
         self.next()
 
     def next(self) -> None:
-        if self.work is not None:
-            # What is due is sent, however late it is.
-            self.task = asyncio.create_task(self.due(self.work))
-        elif time.perf_counter() >= self.until:
+        now = time.perf_counter()
+        due = now if self.dues is None else next(self.dues)
+        if due >= self.until:
             self.transport.close()
+        elif due <= now:
+            self.send(due)
         else:
-            self.send(time.perf_counter())
-
-    async def due(self, work: asyncio.Queue[float]) -> None:
-        self.send(await work.get())
+            self.loop.call_later(due - now, self.send, due)
 
     def send(self, start: float) -> None:
         self.start, self.waits = start, True
@@ -93,31 +102,29 @@ class Client(asyncio.Protocol):
             self.over.set_result(None)
 
 
+def due_times(start: float, gap: float, gaps: str, draws: random.Random) -> Iterator[float]:
+    """When the requests of a client are due: so many seconds apart, or so many in the mean."""
+    due = start + gap * draws.random()
+    while True:
+        yield due
+        due += gap if gaps == "even" else draws.expovariate(1 / gap)
+
+
 async def main() -> None:
     port, clients, images = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[5])
-    seconds, rate = float(sys.argv[3]), float(sys.argv[4])
+    seconds, rate, gaps = float(sys.argv[3]), float(sys.argv[4]), sys.argv[6]
     told: list[float] = []
-    work: asyncio.Queue[float] | None = asyncio.Queue() if rate else None
     start = time.perf_counter()
     until = start + seconds if seconds else float("inf")
-    loop, sent = asyncio.get_running_loop(), request(images)
-    made = [
-        (await loop.create_connection(lambda: Client(sent, told, work, until), "127.0.0.1", port))[1]
-        for _ in range(clients)
-    ]
+    loop, sent, draws = asyncio.get_running_loop(), request(images), random.Random(0)
+
+    def client() -> Client:
+        return Client(sent, told, due_times(start, clients / rate, gaps, draws) if rate else None, until)
+
+    made = [(await loop.create_connection(client, "127.0.0.1", port))[1] for _ in range(clients)]
+    # A pause of the clients would count as one of the server.
+    gc.disable()
     print("started", flush=True)
-    if work is not None:
-        draws = random.Random(0)
-        due = time.perf_counter()
-        while due < until:
-            due += draws.expovariate(rate)
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            work.put_nowait(due)
-        # Those that wait for work that does not come any more.
-        while any(client.waits for client in made) or work.qsize():
-            await asyncio.sleep(0.01)
-        for client in made:
-            client.transport.close()
     await asyncio.gather(*(client.over for client in made))
     took = time.perf_counter() - start
     ordered = sorted(told) or [float("nan")]

@@ -234,6 +234,8 @@ def evaluation_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     wanted = (preprocessing.width, preprocessing.height)
     if image.width < wanted[0] or image.height < wanted[1]:
         image = _padded(image, wanted, preprocessing)
+    if image.size == wanted:
+        return image
     left, top = (round((has - wants) / 2) for has, wants in zip(image.size, wanted, strict=True))
     return image.crop((left, top, left + wanted[0], top + wanted[1]))
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 import jax
@@ -16,8 +16,7 @@ import numpy as np
 from pcls.data.augment import normalise
 from pcls.data.decode import DecodeError
 from pcls.data.preprocessing import Preprocessing
-from pcls.data.workers import usable_cores
-from pcls.deliver.inputs import Picture, read_pixels, read_steps
+from pcls.deliver.inputs import Picture, read_pixels, read_steps, reading_threads
 from pcls.evaluation.thresholds import probabilities as label_probabilities
 from pcls.models.folding import fold_batch_norm
 from pcls.nn.module import Arrays
@@ -132,10 +131,13 @@ class Classifier:
 
         Threads read one batch while the model answers another: the inputs of two are taken ahead.
         """
-        pool = ThreadPoolExecutor(usable_cores(), "pcls-read")
+        waiting = _batches(images)
+        if (first := next(waiting, None)) is None:
+            return
+        pool = ThreadPoolExecutor(reading_threads(first.pictures, self.preprocessing), "pcls-read")
         batches: deque[_Batch] = deque()
         try:
-            for batch in _batches(images):
+            for batch in chain([first], waiting):
                 batches.append(batch.reading(pool, self._read))
                 if len(batches) > 1:
                     yield from self._answers_of(batches.popleft())
@@ -206,19 +208,12 @@ class Classifier:
           probabilities: [classes].
         """
         best = int(probabilities.argmax())
-        return Prediction(
-            path=path,
-            label=self.class_names[best],
-            probability=float(probabilities[best]),
-            probabilities=tuple(probabilities.tolist()),
-            error="",
-            labels=self._given(probabilities),
-        )
+        label, shares = self.class_names[best], tuple(probabilities.tolist())
+        labels = self._reaching(probabilities) if self.thresholds else (label,)
+        return Prediction(path, label, shares[best], shares, "", labels)
 
-    def _given(self, probabilities: np.ndarray) -> tuple[str, ...]:
-        """The names of the classes that a record is given."""
-        if not self.thresholds:
-            return (self.class_names[int(probabilities.argmax())],)
+    def _reaching(self, probabilities: np.ndarray) -> tuple[str, ...]:
+        """The names of the classes that reach their threshold, the most probable first."""
         falling = np.argsort(-probabilities, kind="stable")
         return tuple(self.class_names[label] for label in falling if probabilities[label] >= self.thresholds[label])
 

@@ -10,36 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from pcls.checkpoint.store import CheckpointStore, NotSaved
 from pcls.config.load import flat_recipe
-from pcls.data.dataset import Dataset
-from pcls.data.order import BucketedOrder, Order
 from pcls.data.pipeline import Batch, Places, Workers
 from pcls.data.workers import measure_threads
-from pcls.errors import RestartRequested, UserError
+from pcls.errors import RestartRequested
 from pcls.evaluation.count import Predictions
 from pcls.evaluation.label_sets import LabelEvaluation, LabelScores
 from pcls.evaluation.metrics import Evaluation
 from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
 from pcls.observe.chips import chip_of, share_of_peak
 from pcls.observe.console import Console, evaluation_line
-from pcls.observe.environment import describe_devices, environment
+from pcls.observe.environment import environment
 from pcls.observe.goodput import Goodput
 from pcls.observe.profile import Profiler
 from pcls.observe.sinks import TENSORBOARD, MetricFiles, Wandb
 from pcls.parallel.mesh import replicated
-from pcls.parallel.processes import everyones, host_names
 from pcls.pretrained.bundle import Bundle, save_bundle
 from pcls.run.calibrate import CALIBRATION
 from pcls.run.delivery import training_facts
 from pcls.run.evaluate import evaluator_of, keep_evaluation
 from pcls.run.folder import RunFolder, Status
+from pcls.run.headline import headline
 from pcls.run.rollback import Recovery
 from pcls.run.setup import Setup
 from pcls.run.signals import stop_requests
 from pcls.run.steps import compiled_steps, placed, step_batches
+from pcls.run.stragglers import Stragglers
+from pcls.run.undecodable import Undecodable
 from pcls.run.verification import Verification
 from pcls.run.watchdog import COMPILING, SAVING, Watchdog
 from pcls.training.loop import Hooks, Meter, Step, Trouble, train_loop
@@ -52,8 +51,6 @@ from pcls.training.tables import state_text, write_parameter_table
 
 # Where the weights came from that the run was started with.
 ORIGIN = "origin.json"
-# A process is told of that takes so many times as long as half of them do, and this many seconds longer.
-STRAGGLES, NOTICEABLE = 2.0, 0.02
 
 
 @dataclass(frozen=True)
@@ -100,6 +97,7 @@ class Session(Hooks):
         self._evaluator = evaluator_of(setup, lambda: self._watchdog.expect("a batch of an evaluation"))
         self._recovery = Recovery(setup, folder, store, self._say)
         self._undecodable = Undecodable(setup.dataset, setup.recipe.data.max_undecodable, self._say)
+        self._stragglers = Stragglers(self._say)
         # Every process traces its own devices.
         self._profiler = Profiler(folder.path / TENSORBOARD, profile, self._say)
         self._image_share_of_peak = image_share_of_peak(setup)
@@ -110,7 +108,6 @@ class Session(Hooks):
         self._not_saved: NotSaved | None = None
         self._begun: set[tuple[Kind, int]] = set()
         self._last_skipped = -1
-        self._told_of_straggler = False
         self._asked_to_stop: Callable[[int], bool] = lambda step: False
 
     def train(self, state: TrainState, first: int) -> Run:
@@ -181,7 +178,7 @@ class Session(Hooks):
     def log(self, row: dict[str, Any]) -> None:
         """Keeps a training row."""
         del row["eta"]
-        row |= self._stragglers(row["host_seconds"])
+        row |= self._stragglers.compare(row["host_seconds"])
         row["lr"] = self._rate_before(row["step"])
         if self._image_share_of_peak is not None:
             row["mfu"] = (
@@ -288,25 +285,6 @@ class Session(Hooks):
     def _verification(self) -> Verification:
         return Verification(self._setup)
 
-    def _stragglers(self, seconds: float) -> dict[str, Any]:
-        """Which process holds up the others, by the seconds a step in which each did not wait for the devices."""
-        if jax.process_count() == 1:
-            return {}
-        everyone = everyones(np.array([seconds]), "seconds of a step").ravel()
-        # Of two, the faster one.
-        slowest, usual = int(everyone.argmax()), float(np.sort(everyone)[(len(everyone) - 1) // 2])
-        if everyone[slowest] > max(STRAGGLES * usual, usual + NOTICEABLE) and not self._told_of_straggler:
-            self._told_of_straggler = True
-            self._say(
-                f"process {slowest} on {self._hosts[slowest]} takes {everyone[slowest]:.3f} s a step beside the "
-                f"devices, half of the processes {usual:.3f} s or less: look at its data and at what else runs there"
-            )
-        return {"slowest_process": slowest, "slowest_host_seconds": float(everyone[slowest])}
-
-    @cached_property
-    def _hosts(self) -> list[str]:
-        return host_names()
-
     def _write(self, row: dict[str, Any]) -> None:
         for sink in self._sinks:
             sink.write(row)
@@ -397,74 +375,3 @@ def image_share_of_peak(program: Program) -> float | None:
     devices = program.mesh.devices
     flops = float(TRAINING_FLOPS_PER_FORWARD * program.forward_flops)
     return share_of_peak(flops, chip_of(devices.flat[0].device_kind), devices.size, program.recipe.train.precision)
-
-
-def headline(setup: Setup, folder: RunFolder, first: int) -> str:
-    """One line before the first step: model, data, devices, length."""
-    dataset = setup.dataset
-    start = f"from step {first:,} to" if first else "for"
-    return (
-        f"{folder.path}: {setup.recipe.model.name} ({setup.model.parameter_count:,} parameters) on "
-        f"{records_text(dataset)}, {len(dataset.class_names)} classes, "
-        f"{len(dataset.evaluation):,} held out{_evaluated_at(dataset)}; {describe_devices(jax.devices())}; "
-        f"{start} {setup.plan.steps:,} steps of {setup.plan.batch_size}{_tail(setup.order)}"
-    )
-
-
-def records_text(dataset: Dataset) -> str:
-    """`1,438 images 8 x 8 x 1`, or `270 sequences of up to 29 steps x 12, padded to 15, 29`."""
-    image, count = dataset.preprocessing.training, len(dataset.train)
-    if not dataset.padded:
-        return f"{count:,} images {image.height} x {image.width} x {image.channels}"
-    several = f", padded to {', '.join(map(str, dataset.padded))}" if len(dataset.padded) > 1 else ""
-    return f"{count:,} sequences of up to {image.height:,} steps x {image.width}{several}"
-
-
-def _evaluated_at(dataset: Dataset) -> str:
-    """The size of evaluation, where it is not that of training."""
-    image = dataset.preprocessing
-    return f" and evaluated at {image.height} x {image.width}" if image.train else ""
-
-
-def _tail(order: Order | BucketedOrder) -> str:
-    """What becomes of records that fill no step, where it is not just carried over."""
-    if order.dropped:
-        return f", dropping {order.dropped:,} records of each pass"
-    return ", filling up the last step of each pass" if order.tail == "pad" else ""
-
-
-class Undecodable:
-    """Training records that could not be decoded: named once each, and limited.
-
-    Args:
-      dataset: trained on.
-      limit: share of records above which the run ends.
-      say: tells a person.
-    """
-
-    def __init__(self, dataset: Dataset, limit: float, say: Callable[[str], None]):
-        self._dataset = dataset
-        self._limit = limit
-        self._say = say
-        self._seen: set[int] = set()
-
-    def inspect(self, batch: Batch) -> None:
-        """Looks at the weights of a host batch; raises UserError above the limit."""
-        for record in batch.record[(batch.weight == 0) & (batch.record >= 0)]:
-            if int(record) not in self._seen:
-                self._seen.add(int(record))
-                self._tell(int(record))
-
-    def _tell(self, record: int) -> None:
-        source, size = self._dataset.train, len(self._dataset.train)
-        what = self._dataset.preprocessing.records
-        text = (
-            f"{source.name(record)} {source.failure(record, self._dataset.preprocessing)}; "
-            f"{len(self._seen):,} of {size:,} {what} skipped, limit {self._limit:.2%}"
-        )
-        if len(self._seen) > self._limit * size:
-            ways = "" if self._dataset.padded else "pcls data doctor finds all: "
-            raise UserError(
-                f"{text} (data.max_undecodable); {ways}mend them, list them in data.quarantine, or raise the limit"
-            )
-        self._say(text)

@@ -142,6 +142,7 @@ def test_models_info_says_how_a_linear_recurrence_runs(said):
     assert "recurrence      sequential on this machine's devices; model.form may say parallel" in lines
 
 
+@pytest.mark.system
 def test_models_list_names_every_model_with_its_count(said):
     _, lines, _ = said("models", "list")
     found = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in lines}
