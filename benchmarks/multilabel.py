@@ -20,7 +20,7 @@ from sklearn.multiclass import OneVsRestClassifier
 import pcls
 
 TRAINED_DIGITS, TRAINED, HELD_OUT = 1400, 4000, 2000
-LEARNING_RATE = "optimizer.lr=0.003"
+LEARNING_RATE = "optimizer.lr=0.001"
 METHODS = {
     "sigmoid": ["train.loss=sigmoid"],
     "sigmoid, labels carried weighed inversely": ["train.loss=sigmoid", "imbalance.class_weights=inverse"],
