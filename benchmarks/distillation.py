@@ -84,7 +84,7 @@ def main() -> None:
         ["network, images", "learns from", "top-1 %", "over labels alone, same seed"],
         rows,
         packages=["jax", "flax", "optax"],
-        note="Mean and deviation, on the test part; 150, 40 and 10 epochs, images mirrored at random. Gate: +0.5 points.",
+        note="Mean and deviation, on the test part; 150, 40 and 10 epochs, mirrored at random. Gate: +0.5 points.",
         dry=arguments.dry,
     )
 
