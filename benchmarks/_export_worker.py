@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ def stablehlo(folder: Path) -> Run:
     return lambda image: np.asarray(call({"images": image}))
 
 
-def onnx(folder: Path) -> Run:
+def onnx(folder: Path, name: str = "a.onnx") -> Run:
     """The exported graph, by onnxruntime with its own settings."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(folder / "a.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
     return lambda image: session.run(None, {"images": image})[0]
 
 
@@ -46,6 +47,7 @@ CONTENDERS: dict[str, Callable[[Path], Run]] = {
     "pcls.load": loaded,
     "pcls export --to stablehlo --platforms cpu": stablehlo,
     "onnxruntime": onnx,
+    "onnxruntime, int8": partial(onnx, name="int8.onnx"),
 }
 
 

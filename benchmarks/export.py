@@ -1,9 +1,10 @@
 """Exported programs beside the models that they were made of, and ResNet-50 on CPU beside onnxruntime: `make bench`, or
 
-    python benchmarks/export.py [--models resnet50,gru] [--images 10] [--rounds 15]
+    python benchmarks/export.py [--models resnet50,gru] [--quantized cnn28] [--images 10] [--rounds 15]
 
 Weights are random, with BatchNorm's statistics from one training pass: without that, parity is chaos. Latencies are of
 one image at a time, uint8 in; each contender lives in a process of its own with all cores, and only ratios count.
+Quantized models are in int8, weights and inputs, their ranges those of some random images.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from _export_worker import CONTENDERS
 from _ledger import append
 from _worker import Worker, median_and_range, rates_in_turn
 
+from pcls.compression.quantize import input_ranges, with_integers
+from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing, SequenceFeatures, imagenet_statistics
 from pcls.deliver.export import export_bundle
-from pcls.deliver.export_parity import MAX_RELATIVE, sample_of
+from pcls.deliver.export_parity import OF_FLOATS, OF_ROUNDED, sample_of
 from pcls.errors import UserError
 from pcls.models.registry import define_model, model_entry
 from pcls.nn.training import TrainingPass
@@ -31,8 +34,9 @@ MODELS = (
     *("cnn28", "resnet18", "resnet50", "resnet50d", "convnext_tiny", "efficientnet_b0", "mobilenetv3_large_100"),
     *("rnn28", "gru", "lstm", "lru", "mingru", "crnn", "sequencer2d_s"),
 )
+QUANTIZED = ("cnn28", "resnet50")
 CLASSES, GATE = 10, 1.5
-LOADED, _, PEER = CONTENDERS
+LOADED, _, PEER, _ = CONTENDERS
 
 
 def random_bundle(name: str) -> Bundle:
@@ -55,10 +59,20 @@ def random_bundle(name: str) -> Bundle:
     return Bundle(name, names, preprocessing, "float32", *as_numpy, {})
 
 
-def parities(names: list[str]) -> list[list[str]]:
+def in_int8(bundle: Bundle) -> Bundle:
+    """The same quantized, weights and inputs."""
+    images = np.random.default_rng(1).integers(0, 256, (16, *bundle.preprocessing.shape), np.uint8)
+    arrays = dict(bundle.params), dict(bundle.stats)
+    batch = Batch(images, label=None, weight=None, record=None, epoch=None)
+    ranges = input_ranges(bundle.definition(), *arrays, [batch], bundle.preprocessing, bundle.precision)
+    return with_integers(bundle, 8, ranges)
+
+
+def parities(models: list[str], quantized: list[str]) -> list[list[str]]:
     rows = []
-    for name in names:
-        bundle = random_bundle(name)
+    for name in (*models, *(f"{name}, int8" for name in quantized)):
+        base, _, small = name.partition(", ")
+        bundle = in_int8(random_bundle(base)) if small else random_bundle(base)
         for to in ("onnx", "stablehlo"):
             with tempfile.TemporaryDirectory() as folder:
                 sample = lambda: sample_of(Path(folder), "", bundle.preprocessing)  # noqa: B023, E731
@@ -80,10 +94,11 @@ def latencies(name: str, images: int, rounds: int) -> list[list[str]]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         save_bundle(bundle, folder / "bundle")
-        for out, platforms in (("a.onnx", ()), ("cpu.stablehlo", ("cpu",))):
+        files = (("a.onnx", bundle, ()), ("cpu.stablehlo", bundle, ("cpu",)), ("int8.onnx", in_int8(bundle), ()))
+        for out, model, platforms in files:
             to = out.rpartition(".")[2]
             sample = lambda: sample_of(folder, "", bundle.preprocessing)  # noqa: E731
-            export_bundle(bundle, to, folder / out, sample, with_preprocessing=True, platforms=platforms)
+            export_bundle(model, to, folder / out, sample, with_preprocessing=True, platforms=platforms)
         image = np.random.default_rng(0).integers(0, 256, (1, *bundle.preprocessing.shape), np.uint8)
         np.save(folder / "image.npy", image)
         workers = {one: Worker(sys.executable, "_export_worker.py", one, place) for one in CONTENDERS}
@@ -101,18 +116,21 @@ def latencies(name: str, images: int, rounds: int) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--quantized", default=",".join(QUANTIZED), help="models exported in int8, too")
     parser.add_argument("--latency", default="resnet50", help="the model of the latencies; empty: none are taken")
     parser.add_argument("--images", type=int, default=10, help="of a turn")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
+    models, quantized = (list(filter(None, text.split(","))) for text in (arguments.models, arguments.quantized))
     append(
         "Exported programs beside the models that they were made of",
         ["model", "format", "MB", "relative L2 of logits", "largest difference", "same class"],
-        parities(arguments.models.split(",")),
+        parities(models, quantized),
         packages=["jax", "onnx", "onnxruntime"],
         note=(
             f"benchmarks/export.py; random weights and images, preprocessing inside, BatchNorm folded in the exported "
-            f"program and not in the model. Gate: relative L2 at most {MAX_RELATIVE:.0e}."
+            f"program and not in the model. Gate: relative L2 at most {OF_FLOATS.relative:.0e}, of int8 "
+            f"{OF_ROUNDED.relative:.0e}."
         ),
     )
     if arguments.latency:

@@ -17,7 +17,8 @@ import numpy as np
 
 from pcls.data.augment import normalise
 from pcls.data.preprocessing import Preprocessing
-from pcls.deliver.export_parity import BATCH_SIZE, Batch, Parity, Sample, compare
+from pcls.deliver.export_parity import BATCH_SIZE, OF_FLOATS, OF_ROUNDED, Batch, Parity, Sample, compare
+from pcls.deliver.export_quantized import Marked, Stored, with_gains
 from pcls.errors import UserError, first_line
 from pcls.models.folding import fold_batch_norm
 from pcls.nn.module import Arrays
@@ -88,21 +89,24 @@ def export_bundle(
     check_request(form, out, with_preprocessing=with_preprocessing, platforms=platforms)
     if form == "safetensors":
         export_timm(bundle, out)
-        return Exported(out, None, out.stat().st_size, "weights by timm's names", None, _notices(bundle))
+        return Exported(out, None, out.stat().st_size, "weights by timm's names", None, _notices(bundle, form))
     write = _write_onnx if form == "onnx" else _write_stablehlo
-    program = _Program(bundle, with_preprocessing)
+    program = _Program(bundle, form, with_preprocessing)
     beside = out.with_name(f"{out.name}.json") if form == "stablehlo" else None
     with _in_place(out, beside) as (part, part_beside):
         run = write(program, part, platforms or ("cpu", "cuda", "tpu"))
         if part_beside is not None:
             text = json.dumps(program.facts(), indent=2, ensure_ascii=False)
             part_beside.write_text(text + "\n", encoding="utf-8")
-        parity = compare(sample(), reference_logits(reference or bundle), run)
+        limits = OF_ROUNDED if bundle.quantization is not None and bundle.quantization.inputs else OF_FLOATS
+        parity = compare(sample(), reference_logits(reference or bundle), run, limits)
         if not parity.holds:
+            way = "" if limits == OF_FLOATS else ", or compress its weights alone: pcls compress RUN --weights-only"
             raise UserError(
-                f"{out}: not written: the exported program is not the model: {parity}; please report it, with the model"
+                f"{out}: not written: the exported program is not the model: {parity}; please report it, with the "
+                f"model{way}"
             )
-    return Exported(out, beside, out.stat().st_size, program.inputs_text(), parity, _notices(bundle))
+    return Exported(out, beside, out.stat().st_size, program.inputs_text(), parity, _notices(bundle, form))
 
 
 def check_request(form: str, out: Path, *, with_preprocessing: bool, platforms: Sequence[str]) -> None:
@@ -123,10 +127,14 @@ def check_request(form: str, out: Path, *, with_preprocessing: bool, platforms: 
             raise UserError(f"{path}: is there already; remove it, or name another by --out")
 
 
-def _notices(bundle: Bundle) -> tuple[str, ...]:
+def _notices(bundle: Bundle, form: str) -> tuple[str, ...]:
     notices = []
-    if bundle.quantization is not None:
+    if bundle.quantization is not None and form == "safetensors":
         notices.append("the model is quantized; exported are the float32 numbers that its small integers stand for")
+    elif bundle.quantization is not None:
+        # ONNX has int4 since opset 21, which needs a newer onnxruntime.
+        wider = "; each int4 weight takes a byte" if bundle.quantization.bits == 4 else ""
+        notices.append(f"the model is quantized, and so is the program: {bundle.quantization}{wider}")
     if bundle.precision != "float32":
         notices.append(f"the model was trained in {bundle.precision}; exported, and compared, in float32")
     if bundle.calibration is not None:
@@ -154,14 +162,19 @@ def _in_place(out: Path, beside: Path | None) -> Iterator[tuple[Path, Path | Non
 
 
 class _Program:
-    """What is exported of a bundle: BatchNorm folded, float32, the weights in it as constants."""
+    """What is exported of a bundle: BatchNorm folded, float32, the weights in it as constants, integers as such."""
 
-    def __init__(self, bundle: Bundle, with_preprocessing: bool):
+    def __init__(self, bundle: Bundle, form: str, with_preprocessing: bool):
         self.bundle, self.preprocessing = bundle, bundle.preprocessing
         self.with_preprocessing = with_preprocessing
         plain = in_float32(bundle)
         self.takes_lengths = plain.definition().takes_lengths
-        self._folded = fold_batch_norm(plain.definition(), dict(bundle.params), dict(bundle.stats))
+        definition, params, stats = fold_batch_norm(plain.definition(), dict(bundle.params), dict(bundle.stats))
+        if bundle.quantization is not None:
+            quantization = with_gains(bundle.quantization, params)
+            arithmetic = Marked(quantization) if form == "onnx" else Stored(quantization)
+            definition = replace(definition, predicting=arithmetic)
+        self._folded = definition, params, stats
 
     @property
     def images(self) -> str:
@@ -214,6 +227,7 @@ class _Program:
             "output": {"logits": {"shape": ["batch", len(bundle.class_names)], "dtype": "float32"}},
             "calibration": None if bundle.calibration is None else asdict(bundle.calibration),
             "thresholds": list(bundle.thresholds),
+            "quantization": None if bundle.quantization is None else str(bundle.quantization),
             "origin": dict(bundle.origin),
         }
 
@@ -235,9 +249,10 @@ def in_float32(bundle: Bundle) -> Bundle:
 
 
 def reference_logits(bundle: Bundle) -> Callable[[Batch], np.ndarray]:
-    """A function to the logits of a batch as pcls computes them: BatchNorm as it is, float32."""
-    definition, normalised = in_float32(bundle).definition(), _normalised(bundle.preprocessing)
-    params, stats = jax.device_put((dict(bundle.params), dict(bundle.stats)))
+    """A function to the logits of a batch as pcls computes them: BatchNorm as it is, float32, integers as such."""
+    normalised = _normalised(bundle.preprocessing)
+    definition, own = in_float32(bundle).runnable()
+    params, stats = jax.device_put((own, dict(bundle.stats)))
 
     @jax.jit
     def logits(params: Arrays, stats: Arrays, images: jax.Array, lengths: jax.Array | None) -> jax.Array:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+
+from pcls.nn.quantized import INPUT_BITS, LARGEST
 
 # A network is traced with this many examples: a prime that is no size of a layer, so that a dimension that it divides
 # counts examples, and its quotient what there are of each.
 BATCH = 10_007
 # onnxruntime reads these since 1.14 (2023); newer ones would add nothing that is used here.
 OPSET, IR_VERSION = 18, 8
+# Nodes that give numbers of their first input, each as it was.
+_MOVING = frozenset(("MaxPool", "ReduceMax", "Reshape", "Slice", "Transpose"))
 
 
 class Tensor(NamedTuple):
@@ -32,8 +37,28 @@ class Tensor(NamedTuple):
     layout: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """A constant of small integers. It stays one in the graph, and what it stands for is computed where it is used.
+
+    Attributes:
+      values: int8.
+      scales: [n] float32, by which the values along an axis of n are multiplied.
+      axis: that axis.
+    """
+
+    values: np.ndarray
+    scales: np.ndarray
+    axis: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values."""
+        return self.values.shape
+
+
 # An array is known before the graph runs.
-Value = np.ndarray | Tensor
+Value = np.ndarray | Scaled | Tensor
 
 
 def of_batch(shape: Sequence[int]) -> bool:
@@ -56,6 +81,9 @@ class Graph:
         self._batch: str | None = None
         self._inputs: list[str] = []
         self._plain: dict[Tensor, Tensor] = {}
+        self._made_by: dict[str, onnx.NodeProto] = {}
+        self._floats: dict[tuple[str, str, int], Tensor] = {}
+        self._rounded: dict[tuple[str, float], Tensor] = {}
 
     def input(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """What the graph is given."""
@@ -72,9 +100,23 @@ class Graph:
     ) -> list[Tensor]:
         """A new node of several outputs."""
         names = [f"{op.lower()}_{len(self.nodes)}{f'_{place}' if place else ''}" for place in range(len(shapes))]
-        given = [value.name if isinstance(value, Tensor) else self.constant(value) for value in inputs]
+        given = [self._name(value) for value in inputs]
         self.nodes.append(onnx.helper.make_node(op, given, names, name=names[0], **attributes))
+        self._made_by |= dict.fromkeys(names, self.nodes[-1])
         return [Tensor(name, tuple(shape), tuple(range(len(shape)))) for name, shape in zip(names, shapes, strict=True)]
+
+    def _name(self, value: Value) -> str:
+        value = self.floats(value) if isinstance(value, Scaled) else value
+        return value.name if isinstance(value, Tensor) else self.constant(value)
+
+    def floats(self, value: Scaled) -> Tensor:
+        """What small integers stand for."""
+        key = self.constant(value.values), self.constant(value.scales), value.axis
+        if key not in self._floats:
+            zeros = np.zeros(value.scales.shape, np.int8)
+            inputs = [value.values, value.scales, zeros]
+            self._floats[key] = self.node("DequantizeLinear", inputs, value.shape, axis=value.axis)
+        return self._floats[key]
 
     def constant(self, array: np.ndarray) -> str:
         """The name of a constant; equal ones are one."""
@@ -87,7 +129,7 @@ class Graph:
 
     def plain(self, value: Value) -> Value:
         """The same in the order of its own axes."""
-        if isinstance(value, np.ndarray) or value.layout == tuple(range(len(value.shape))):
+        if not isinstance(value, Tensor) or value.layout == tuple(range(len(value.shape))):
             return value
         if value not in self._plain:
             self._plain[value] = self.node("Transpose", [value], value.shape, perm=value.layout)
@@ -103,6 +145,8 @@ class Graph:
         """Axes in another order."""
         if isinstance(value, np.ndarray):
             return value.transpose(permutation)
+        if isinstance(value, Scaled):
+            return Scaled(value.values.transpose(permutation), value.scales, list(permutation).index(value.axis))
         stored = tuple(value.layout[axis] for axis in permutation)
         shape = tuple(value.shape[axis] for axis in permutation)
         if stored == tuple(range(len(stored))):
@@ -127,6 +171,67 @@ class Graph:
         if isinstance(value, np.ndarray) and not of_batch(shape):
             return np.broadcast_to(value, shape)
         return self.node("Expand", [self.plain(value), self._sizes(shape)], shape)
+
+    def biased(self, value: Tensor, bias: np.ndarray) -> Tensor | None:
+        """A value plus a number for each channel, which a convolution adds by itself; None: it comes from none.
+
+        Args:
+          value: channels on the second axis of what is stored.
+          bias: [channels].
+        """
+
+        def with_bias(conv: onnx.NodeProto) -> Tensor | None:
+            return self._again(conv, [*conv.input, self.constant(bias)]) if len(conv.input) == 2 else None
+
+        # A maximum of sums with the same number is the sum of the maximum with it.
+        return self._at_convolution(value.name, frozenset(("MaxPool",)), with_bias)
+
+    def rounded(self, value: Tensor, step: np.ndarray) -> Tensor:
+        """A value to the nearest of -127 to 127 steps, as it lies: to int8 and back."""
+        key = value.name, float(step)
+        if key not in self._rounded:
+            self._rounded[key] = self._rounded_anew(value, step)
+        return self._rounded[key]
+
+    def _rounded_anew(self, value: Tensor, step: np.ndarray) -> Tensor:
+        def in_steps(value: Tensor) -> Tensor:
+            whole = self.node("QuantizeLinear", [value, step, np.zeros((), np.int8)], ())
+            return self.node("DequantizeLinear", [whole, step, np.zeros((), np.int8)], ())
+
+        if not self.never_negative(value.name):
+            # int8 has one number more below 0.
+            return in_steps(self.node("Max", [value, np.negative(LARGEST[INPUT_BITS] * step)], ()))
+        # onnxruntime convolves in integers only where what is made is rounded at once. Before a ReLU or a maximum it
+        # comes to the same.
+        before = self._at_convolution(
+            value.name, frozenset(("MaxPool", "Relu")), lambda conv: in_steps(Tensor(conv.output[0], (), ()))
+        )
+        return in_steps(before or value)
+
+    def _at_convolution(
+        self, name: str, through: frozenset[str], change: Callable[[onnx.NodeProto], Tensor | None]
+    ) -> Tensor | None:
+        """What is computed, with a change at the convolution that it comes from by nodes of some kinds alone, or None.
+
+        All of them are written anew: others may read the old ones, and those that nobody reads are left out.
+        """
+        node = self._made_by.get(name)
+        if node is None or node.op_type == "Conv":
+            return None if node is None else change(node)
+        below = self._at_convolution(node.input[0], through, change) if node.op_type in through else None
+        return None if below is None else self._again(node, [below.name])
+
+    def _again(self, node: onnx.NodeProto, inputs: Sequence[str]) -> Tensor:
+        """A new node like another one, of other inputs."""
+        attributes = {found.name: onnx.helper.get_attribute_value(found) for found in node.attribute}
+        return self.node(node.op_type, [Tensor(name, (), ()) for name in inputs], (), **attributes)
+
+    def never_negative(self, name: str) -> bool:
+        """Whether what is computed is known to be 0 or more: as a ReLU makes it, and moved since."""
+        node = self._made_by.get(name)
+        if node is None or node.op_type not in _MOVING:
+            return node is not None and node.op_type in ("Relu", "Sigmoid")
+        return self.never_negative(node.input[0])
 
     def _sizes(self, shape: tuple[int, ...]) -> Value:
         """A shape as numbers that the graph knows when it runs."""

@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal  # type: ignore[attr-defined]
 
-from pcls.deliver.export_graph import Graph, Tensor, Value, inverse, of_batch, size_of
+from pcls.deliver.export_graph import Graph, Scaled, Tensor, Value, inverse, of_batch, size_of
+from pcls.deliver.export_quantized import ROUND, STAND_FOR, step_of
 from pcls.errors import UserError
 
 # Arguments: the graph, the equation, its operands.
@@ -79,6 +80,12 @@ def _translate(graph: Graph, equation: Any, operands: list[Value]) -> list[Value
         return operands
     if name == "split":
         return _split(graph, equation, operands[0])
+    if name == STAND_FOR:
+        values, scales = operands
+        assert isinstance(values, np.ndarray) and isinstance(scales, np.ndarray)
+        return [Scaled(values, scales, values.ndim - 1)]
+    if name not in _TAKE_SCALED:
+        operands = [graph.floats(operand) if isinstance(operand, Scaled) else operand for operand in operands]
     result = equation.outvars[0].aval
     if 0 in result.shape:
         return [np.zeros(result.shape, result.dtype)]
@@ -131,6 +138,27 @@ def _chain(*names: str) -> Translation:
     return translate
 
 
+def _add(graph: Graph, equation: Any, operands: Sequence[Value]) -> Value:
+    """A number for each channel is a convolution's own bias."""
+    for value, other in (operands, operands[::-1]):
+        if isinstance(value, Tensor) and isinstance(other, np.ndarray) and other.ndim > 2:
+            channels = value.shape[value.layout.index(1)]
+            each = other.shape[1] == other.size == channels
+            made = graph.biased(value, other.reshape(-1)) if each else None
+            if made is not None:
+                return made
+    return graph.node("Add", operands, ())
+
+
+def _maximum(graph: Graph, equation: Any, operands: Sequence[Value]) -> Value:
+    """With 0 it is a ReLU, which onnxruntime computes together with what is before it."""
+    for value, other in (operands, operands[::-1]):
+        zero = isinstance(other, np.ndarray) and other.dtype == np.float32 and other.size == 1 and not other.any()
+        if zero and isinstance(value, Tensor):
+            return graph.node("Relu", [value], ())
+    return graph.node("Max", operands, ())
+
+
 def _constant_like(equation: Any, number: float) -> np.ndarray:
     return np.asarray(number, equation.outvars[0].aval.dtype)
 
@@ -167,14 +195,22 @@ def _cast(graph: Graph, equation: Any, operands: Sequence[Value]) -> Value:
     return graph.node("Cast", operands, (), to=wanted)
 
 
+def _round(graph: Graph, equation: Any, operands: Sequence[Value]) -> Value:
+    (value,) = operands
+    assert isinstance(value, Tensor)
+    return graph.rounded(value, step_of(equation.params["largest"]))
+
+
 def _square(graph: Graph, equation: Any, operands: Sequence[Value]) -> Value:
     return graph.node("Mul", [operands[0], operands[0]], ())
 
 
+# Products, and what may stand between one and its kernel: the integers themselves are turned.
+_TAKE_SCALED = frozenset(("conv_general_dilated", "dot_general", "transpose"))
 _SAME = frozenset(("copy", "copy_p", "name", "optimization_barrier", "stop_gradient"))
 _ELEMENTWISE: Mapping[str, Translation] = {
     "abs": _op("Abs"),
-    "add": _op("Add"),
+    "add": _add,
     "and": _op("And"),
     "ceil": _op("Ceil"),
     "convert_element_type": _cast,
@@ -194,7 +230,7 @@ _ELEMENTWISE: Mapping[str, Translation] = {
     "log1p": _log1p,
     "logistic": _op("Sigmoid"),
     "lt": _op("Less"),
-    "max": _op("Max"),
+    "max": _maximum,
     "min": _op("Min"),
     "mul": _op("Mul"),
     "ne": _chain("Equal", "Not"),
@@ -203,6 +239,7 @@ _ELEMENTWISE: Mapping[str, Translation] = {
     "or": _op("Or"),
     # The sign of the dividend, as in C.
     "rem": _op("Mod", fmod=1),
+    ROUND: _round,
     "rsqrt": _chain("Sqrt", "Reciprocal"),
     "select_n": _select,
     "sign": _op("Sign"),

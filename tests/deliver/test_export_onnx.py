@@ -20,6 +20,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'pcls[expor
 
 from pcls.deliver.export_graph import BATCH  # noqa: E402
 from pcls.deliver.export_onnx import to_onnx  # noqa: E402
+from pcls.deliver.export_quantized import round_to_int8, stand_for  # noqa: E402
 
 RNG = np.random.default_rng(0)
 KERNEL = RNG.normal(size=(3, 3, 2, 4)).astype(np.float32)
@@ -68,6 +69,18 @@ OF_IMAGES = {
     "a strided convolution": lambda x: convolution(x),
     "a grouped convolution": lambda x: convolution(x, groups=2),
     "what follows a convolution elementwise": lambda x: jax.nn.relu(convolution(x) * x.mean((1, 2))[:, None, None] + 1),
+    "a number for each channel": lambda x: jax.nn.relu(convolution(x) + MATRIX[0]),
+    "a number for each channel after the maxima": lambda x: (
+        pooled(convolution(x), (2, 2), (1, 1), ((0, 1), (0, 0))) + MATRIX[1]
+    ),
+    "a convolution before and after its bias": lambda x: (lambda y: y * (y + MATRIX[0]))(convolution(x)),
+    "numbers for each channel twice, and one for each place": lambda x: (
+        convolution(x) + MATRIX[0] + MATRIX[1] + MATRIX[2].reshape(4, 1)[: convolution(x).shape[1], None]
+    ),
+    "rounded to int8": lambda x: round_to_int8(convolution(x), 1.0),
+    "rounded to int8 after a ReLU": lambda x: round_to_int8(jax.nn.relu(x), 0.5),
+    "a kernel of integers, turned": lambda x: x @ stand_for(np.arange(-8, 8, dtype=np.int8).reshape(4, 4), MATRIX[0]).T,
+    "integers that are no kernel": lambda x: x * stand_for(np.arange(-8, 8, dtype=np.int8).reshape(4, 4), MATRIX[0])[1],
     "a mean after a convolution": lambda x: convolution(x).mean((1, 2)),
     "a maximum over one axis after a convolution": lambda x: convolution(x).max(2),
     "a convolution padded, cut and turned": lambda x: jnp.pad(convolution(x), ((0, 0), (1, 2), (0, 0), (3, 0)))[
