@@ -18,6 +18,7 @@ from pcls.nn.quantized import INPUT_BITS, LARGEST
 BATCH = 10_007
 # onnxruntime reads these since 1.14 (2023); newer ones would add nothing that is used here.
 OPSET, IR_VERSION = 18, 8
+_PRODUCTS = frozenset(("Conv", "Gemm", "MatMul"))
 # Nodes that give numbers of their first input, each as it was.
 _MOVING = frozenset(("MaxPool", "ReduceMax", "Reshape", "Slice", "Transpose"))
 
@@ -72,18 +73,26 @@ def inverse(permutation: Sequence[int]) -> tuple[int, ...]:
 
 
 class Graph:
-    """Nodes and constants, in the order in which they are computed."""
+    """Nodes and constants, in the order in which they are computed.
+
+    Attributes:
+      nodes, constants: of all that was asked for; what the output does not need is left out in the end.
+      corners: of a maximum over some of the corners of all blocks of 2 x 2 positions, channels first: of what, and
+        which of them, each as its first row and column.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
+        self.corners: dict[str, tuple[str, frozenset[tuple[int, ...]]]] = {}
         self._named: dict[bytes, str] = {}
         self._batch: str | None = None
         self._inputs: list[str] = []
         self._plain: dict[Tensor, Tensor] = {}
         self._made_by: dict[str, onnx.NodeProto] = {}
         self._floats: dict[tuple[str, str, int], Tensor] = {}
-        self._rounded: dict[tuple[str, float], Tensor] = {}
+        self._rounded: dict[tuple[str, float], str] = {}
+        self._before_rounding: dict[str, tuple[str, np.ndarray]] = {}
 
     def input(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """What the graph is given."""
@@ -151,6 +160,11 @@ class Graph:
         shape = tuple(value.shape[axis] for axis in permutation)
         if stored == tuple(range(len(stored))):
             return Tensor(value.name, shape, stored)
+        if value.name in self._before_rounding:
+            # Turned first: between rounded numbers and a product that reads them is nothing then.
+            before, step = self._before_rounding[value.name]
+            turned = self.node("Transpose", [value._replace(name=before)], shape, perm=stored)
+            return self.rounded(turned, step)
         return self.node("Transpose", [value], shape, perm=stored)
 
     def reshaped(self, value: Value, shape: Sequence[int]) -> Value:
@@ -172,26 +186,44 @@ class Graph:
             return np.broadcast_to(value, shape)
         return self.node("Expand", [self.plain(value), self._sizes(shape)], shape)
 
+    def maximum(self, left: Tensor, right: Tensor) -> Tensor:
+        """The larger of two values that lie alike; of all four corners of blocks of 2 x 2 one pooling."""
+        (source, some), (other, others) = (self.corners.get(value.name, ("", frozenset())) for value in (left, right))
+        if not source or source != other:
+            return self.node("Max", [left, right], ())
+        if len(some | others) == 4:
+            return self.node("MaxPool", [Tensor(source, (), ())], (), kernel_shape=(2, 2), strides=(2, 2))
+        made = self.node("Max", [left, right], ())
+        self.corners[made.name] = source, some | others
+        return made
+
     def biased(self, value: Tensor, bias: np.ndarray) -> Tensor | None:
-        """A value plus a number for each channel, which a convolution adds by itself; None: it comes from none.
+        """A value plus a number for each channel, which the product that it comes from adds by itself, or None.
 
         Args:
-          value: channels on the second axis of what is stored.
+          value: of a convolution or of a product of two matrices; channels on the second axis of what is stored.
           bias: [channels].
         """
 
-        def with_bias(conv: onnx.NodeProto) -> Tensor | None:
-            return self._again(conv, [*conv.input, self.constant(bias)]) if len(conv.input) == 2 else None
+        def with_bias(node: onnx.NodeProto) -> Tensor | None:
+            inputs = [*node.input, self.constant(bias)]
+            if len(inputs) > 3 or node.op_type == "Conv":
+                return self._again(node, inputs) if len(inputs) == 3 else None
+            # onnxruntime multiplies a Gemm's floats by a kernel of integers less exactly than it does a MatMul's.
+            above = self._made_by.get(node.input[0])
+            rounded = above is not None and above.op_type == "DequantizeLinear"
+            return self._again(node, inputs, "Gemm") if rounded and len(value.shape) == 2 else None
 
         # A maximum of sums with the same number is the sum of the maximum with it.
-        return self._at_convolution(value.name, frozenset(("MaxPool",)), with_bias)
+        return self._at_product(value.name, frozenset(("MaxPool",)), with_bias)
 
     def rounded(self, value: Tensor, step: np.ndarray) -> Tensor:
         """A value to the nearest of -127 to 127 steps, as it lies: to int8 and back."""
         key = value.name, float(step)
         if key not in self._rounded:
-            self._rounded[key] = self._rounded_anew(value, step)
-        return self._rounded[key]
+            self._rounded[key] = self._rounded_anew(value, step).name
+            self._before_rounding[self._rounded[key]] = value.name, step
+        return value._replace(name=self._rounded[key])
 
     def _rounded_anew(self, value: Tensor, step: np.ndarray) -> Tensor:
         def in_steps(value: Tensor) -> Tensor:
@@ -201,30 +233,29 @@ class Graph:
         if not self.never_negative(value.name):
             # int8 has one number more below 0.
             return in_steps(self.node("Max", [value, np.negative(LARGEST[INPUT_BITS] * step)], ()))
-        # onnxruntime convolves in integers only where what is made is rounded at once. Before a ReLU or a maximum it
+        # onnxruntime multiplies in integers only where what is made is rounded at once. Before a ReLU or a maximum it
         # comes to the same.
-        before = self._at_convolution(
-            value.name, frozenset(("MaxPool", "Relu")), lambda conv: in_steps(Tensor(conv.output[0], (), ()))
-        )
+        through = frozenset(("MaxPool", "Relu", "Reshape", "Transpose"))
+        before = self._at_product(value.name, through, lambda made: in_steps(Tensor(made.output[0], (), ())))
         return in_steps(before or value)
 
-    def _at_convolution(
+    def _at_product(
         self, name: str, through: frozenset[str], change: Callable[[onnx.NodeProto], Tensor | None]
     ) -> Tensor | None:
-        """What is computed, with a change at the convolution that it comes from by nodes of some kinds alone, or None.
+        """What is computed, with a change at the product that it comes from by nodes of some kinds alone, or None.
 
         All of them are written anew: others may read the old ones, and those that nobody reads are left out.
         """
         node = self._made_by.get(name)
-        if node is None or node.op_type == "Conv":
+        if node is None or node.op_type in _PRODUCTS:
             return None if node is None else change(node)
-        below = self._at_convolution(node.input[0], through, change) if node.op_type in through else None
-        return None if below is None else self._again(node, [below.name])
+        below = self._at_product(node.input[0], through, change) if node.op_type in through else None
+        return None if below is None else self._again(node, [below.name, *node.input[1:]])
 
-    def _again(self, node: onnx.NodeProto, inputs: Sequence[str]) -> Tensor:
-        """A new node like another one, of other inputs."""
+    def _again(self, node: onnx.NodeProto, inputs: Sequence[str], op: str | None = None) -> Tensor:
+        """A new node like another one, of other inputs; of another kind, where one is named."""
         attributes = {found.name: onnx.helper.get_attribute_value(found) for found in node.attribute}
-        return self.node(node.op_type, [Tensor(name, (), ()) for name in inputs], (), **attributes)
+        return self.node(op or node.op_type, [Tensor(name, (), ()) for name in inputs], (), **attributes)
 
     def never_negative(self, name: str) -> bool:
         """Whether what is computed is known to be 0 or more: as a ReLU makes it, and moved since."""

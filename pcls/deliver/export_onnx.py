@@ -139,9 +139,9 @@ def _chain(*names: str) -> Translation:
 
 
 def _add(graph: Graph, equation: Any, operands: Sequence[Value]) -> Value:
-    """A number for each channel is a convolution's own bias."""
+    """A number for each channel is a product's own bias."""
     for value, other in (operands, operands[::-1]):
-        if isinstance(value, Tensor) and isinstance(other, np.ndarray) and other.ndim > 2:
+        if isinstance(value, Tensor) and isinstance(other, np.ndarray) and other.ndim > 1:
             channels = value.shape[value.layout.index(1)]
             each = other.shape[1] == other.size == channels
             made = graph.biased(value, other.reshape(-1)) if each else None
@@ -156,6 +156,9 @@ def _maximum(graph: Graph, equation: Any, operands: Sequence[Value]) -> Value:
         zero = isinstance(other, np.ndarray) and other.dtype == np.float32 and other.size == 1 and not other.any()
         if zero and isinstance(value, Tensor):
             return graph.node("Relu", [value], ())
+    left, right = operands
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return graph.maximum(left, right)
     return graph.node("Max", operands, ())
 
 
@@ -427,6 +430,9 @@ def _sliced(graph: Graph, value: Tensor, cut: Mapping[int, tuple[int, int, int]]
     starts, ends, steps = (np.array(row, np.int64) for row in zip(*cut.values(), strict=True))
     axes = np.array([value.layout[axis] for axis in cut], np.int64)
     made = graph.node("Slice", [value, starts, ends, axes, steps], shape)
+    halved = all(value.shape[axis] == 2 * shape[axis] for axis in cut)
+    if halved and axes.tolist() == [2, 3] and steps.tolist() == [2, 2]:
+        graph.corners[made.name] = value.name, frozenset((tuple(starts.tolist()),))
     return Tensor(made.name, tuple(shape), value.layout)
 
 

@@ -122,7 +122,7 @@ def sample_of(source: Path, images: str, preprocessing: Preprocessing) -> Sample
     """Up to `RECORDS` inputs: those of a folder, else held-out ones of a run, else random numbers.
 
     Args:
-      source: what is exported.
+      source: what is exported: a run, or a bundle, that of a run in its folder or another one.
       images: a folder of files; empty: the run's.
       preprocessing: of the model.
 
@@ -131,12 +131,13 @@ def sample_of(source: Path, images: str, preprocessing: Preprocessing) -> Sample
     """
     if images:
         return _files(images, preprocessing)
-    folder = RunFolder(source)
-    if folder.exists():
-        try:
-            return _held_out(folder, preprocessing)
-        except UserError as error:
-            print(f"the run's data cannot be opened ({error})", file=sys.stderr, flush=True)
+    for folder in (RunFolder(source), RunFolder(source.parent)):
+        # Public weights have a name and no folder.
+        if source.is_dir() and folder.exists():
+            try:
+                return _held_out(folder, preprocessing)
+            except UserError as error:
+                print(f"the run's data cannot be opened ({error})", file=sys.stderr, flush=True)
     return Sample(f"random {preprocessing.records} (real ones: --images FOLDER)", _random(preprocessing))
 
 

@@ -15,6 +15,7 @@ from pcls.models.registry import define_model
 from pcls.models.resnet import Bottleneck, ResNet
 from pcls.nn.module import ModelDef
 from pcls.nn.platform import compiling_for
+from pcls.nn.pooling import max_pool_2x2
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'pcls[export]'")
 
@@ -44,6 +45,17 @@ def convolution(x, groups=1, strides=(2, 1), padding=((1, 0), (2, 1)), dilation=
         x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )  # fmt: skip
+
+
+def even(x):
+    """A convolution that gives 6 rows and 4 columns."""
+    return convolution(x, strides=(1, 1), padding=((1, 1), (2, 1)))
+
+
+def maxima(x, rows):
+    """Of every second of four rows from those two on, and of all columns by twos."""
+    corners = [x[:, i : i + 3 : 2, j::2] for i in rows for j in (0, 1)]
+    return jnp.maximum(jnp.maximum(corners[0], corners[1]), jnp.maximum(corners[2], corners[3]))
 
 
 def pooled(x, window, strides, padding):
@@ -87,6 +99,9 @@ OF_IMAGES = {
         :, 1:, ::-1, ::2
     ],
     "two convolutions side by side": lambda x: jnp.concatenate([convolution(x), convolution(x + 1)], 1),
+    "maxima of blocks": lambda x: max_pool_2x2(convolution(x, strides=(1, 1))),
+    "maxima of some of the blocks": lambda x: maxima(even(x), (0, 1)),
+    "maxima of blocks that overlap": lambda x: maxima(even(x), (0, 2)),
     "pooling with padding": lambda x: pooled(x, (3, 3), (2, 2), ((1, 1), (1, 0))),
     "numbers pushed apart": lambda x: jax.lax.pad(x, np.float32(7), ((0, 0, 0), (1, 0, 2), (0, 2, 1), (0, 0, 0))),
     "padding with the edge": lambda x: jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0)), mode="edge"),
@@ -178,6 +193,15 @@ def test_what_follows_a_convolution_stays_channels_first(kind, transposed, monke
     times, found, expected = graph_of(definition, 16, 3)
     assert np.linalg.norm(found - expected) < 2e-6 * np.linalg.norm(expected)
     assert times <= transposed
+
+
+def test_maxima_of_blocks_are_one_pooling_and_a_bias_is_a_convolutions_own():
+    def logits(images):
+        return jax.nn.relu(max_pool_2x2(even(images)) + MATRIX[0])
+
+    inputs = {"images": jax.ShapeDtypeStruct((BATCH, 6, 5, 2), jnp.float32)}
+    nodes = to_onnx(logits, inputs, {}, producer=("test", "1")).graph.node
+    assert [node.op_type for node in nodes] == ["Transpose", "Conv", "MaxPool", "Relu", "Transpose", "Identity"]
 
 
 @pytest.mark.parametrize("name", ["rnn28", "lstm", "mingru"])
