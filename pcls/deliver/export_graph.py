@@ -40,7 +40,7 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """A constant of small integers. It stays one in the graph, and what it stands for is computed where it is used.
+    """A constant of small integers. It is one in the graph too, and what it stands for is computed there.
 
     Attributes:
       values: int8.
@@ -90,7 +90,7 @@ class Graph:
         self._inputs: list[str] = []
         self._plain: dict[Tensor, Tensor] = {}
         self._made_by: dict[str, onnx.NodeProto] = {}
-        self._floats: dict[tuple[str, str, int], Tensor] = {}
+        self._floats: dict[tuple[str, str, str, int], Tensor] = {}
         self._rounded: dict[tuple[str, float], str] = {}
         self._before_rounding: dict[str, tuple[str, np.ndarray]] = {}
 
@@ -119,13 +119,31 @@ class Graph:
         return value.name if isinstance(value, Tensor) else self.constant(value)
 
     def floats(self, value: Scaled) -> Tensor:
-        """What small integers stand for."""
-        key = self.constant(value.values), self.constant(value.scales), value.axis
+        """What small integers stand for, as plain arithmetic of constants: whoever opens the file does it once.
+
+        Beside floats onnxruntime would do `DequantizeLinear` anew for each batch, or round what is multiplied with it.
+        """
+        key = self._key("Mul", value)
+        if key not in self._floats:
+            shape = [1] * len(value.shape)
+            shape[value.axis] = value.scales.size
+            whole = self.node("Cast", [value.values], value.shape, to=onnx.TensorProto.FLOAT)
+            self._floats[key] = self.node("Mul", [whole, value.scales.reshape(shape)], value.shape)
+        return self._floats[key]
+
+    def kernel(self, value: Value, inputs: Value) -> Value:
+        """A kernel as a product with some inputs reads it: beside rounded ones its integers, with their scales."""
+        if not isinstance(value, Scaled) or not isinstance(inputs, Tensor) or inputs.name not in self._before_rounding:
+            return value
+        key = self._key("DequantizeLinear", value)
         if key not in self._floats:
             zeros = np.zeros(value.scales.shape, np.int8)
-            inputs = [value.values, value.scales, zeros]
-            self._floats[key] = self.node("DequantizeLinear", inputs, value.shape, axis=value.axis)
+            given = [value.values, value.scales, zeros]
+            self._floats[key] = self.node("DequantizeLinear", given, value.shape, axis=value.axis)
         return self._floats[key]
+
+    def _key(self, op: str, value: Scaled) -> tuple[str, str, str, int]:
+        return op, self.constant(value.values), self.constant(value.scales), value.axis
 
     def constant(self, array: np.ndarray) -> str:
         """The name of a constant; equal ones are one."""
@@ -209,10 +227,9 @@ class Graph:
             inputs = [*node.input, self.constant(bias)]
             if len(inputs) > 3 or node.op_type == "Conv":
                 return self._again(node, inputs) if len(inputs) == 3 else None
-            # onnxruntime multiplies a Gemm's floats by a kernel of integers less exactly than it does a MatMul's.
-            above = self._made_by.get(node.input[0])
-            rounded = above is not None and above.op_type == "DequantizeLinear"
-            return self._again(node, inputs, "Gemm") if rounded and len(value.shape) == 2 else None
+            # Of floats onnxruntime makes it a Gemm by itself.
+            plain = len(value.shape) == 2 and node.input[0] in self._before_rounding
+            return self._again(node, inputs, "Gemm") if plain else None
 
         # A maximum of sums with the same number is the sum of the maximum with it.
         return self._at_product(value.name, frozenset(("MaxPool",)), with_bias)

@@ -309,9 +309,10 @@ def _convolve(graph: Graph, equation: Any, operands: Sequence[Value]) -> Value:
         raise UserError("--to onnx: the model has a transposed convolution, which is not translated")
     shape = equation.outvars[0].aval.shape
     before, after = zip(*params["padding"], strict=True)
+    x, kernel = graph.transposed(x, spec.lhs_spec), graph.transposed(kernel, spec.rhs_spec)
     made = graph.node(
         "Conv",
-        [graph.transposed(x, spec.lhs_spec), graph.transposed(kernel, spec.rhs_spec)],
+        [x, graph.kernel(kernel, x)],
         shape,
         strides=params["window_strides"],
         pads=(*before, *after),
@@ -377,7 +378,7 @@ def _dot(graph: Graph, equation: Any, operands: Sequence[Value]) -> Value:
     inner = [*each, *(rows if not each and rows else [size_of(rows)])]
     a = graph.reshaped(a, (*inner, over))
     b = graph.reshaped(b, (*each, over, size_of(columns)))
-    made = graph.node("MatMul", [a, b], (*inner, size_of(columns)))
+    made = graph.node("MatMul", [a, graph.kernel(b, a)], (*inner, size_of(columns)))
     return graph.reshaped(made, equation.outvars[0].aval.shape)
 
 

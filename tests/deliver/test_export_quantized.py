@@ -22,6 +22,7 @@ onnx = pytest.importorskip("onnx", reason="pip install 'pcls[export]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'pcls[export]'")
 pytest.importorskip("qwix", reason="pip install 'pcls[compress]'")
 
+INT8 = onnx.TensorProto.INT8
 RNG = np.random.default_rng(0)
 
 
@@ -92,9 +93,9 @@ def test_an_int8_model_is_an_int8_program_of_a_quarter(whole, small, exported, t
     graph = onnx.load(path).graph
     sizes = {
         kind: [np.prod(one.dims) for one in graph.initializer if one.data_type == kind]
-        for kind in (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT)
+        for kind in (INT8, onnx.TensorProto.FLOAT)
     }
-    assert sorted(sizes[onnx.TensorProto.INT8])[-4:] == kernels
+    assert sorted(sizes[INT8])[-4:] == kernels
     assert max(sizes[onnx.TensorProto.FLOAT]) < kernels[0]
     facts = {one.key: one.value for one in onnx.load(path).metadata_props}
     assert facts["quantization"] == "int8 weights, int8 inputs of 4 layers"
@@ -112,7 +113,7 @@ def test_each_product_reads_rounded_inputs_and_a_kernel_of_integers(exported):
     assert [node.op_type for node in products] == ["Conv", "Conv", "Gemm", "Gemm"]
     for node in products:
         assert made_by[node.input[1]].op_type == "DequantizeLinear"
-        assert constants[made_by[node.input[1]].input[0]].data_type == onnx.TensorProto.INT8
+        assert constants[made_by[node.input[1]].input[0]].data_type == INT8
         assert made_by[node.input[0]].op_type == "DequantizeLinear"
 
 
@@ -148,7 +149,9 @@ def test_weights_alone_are_integers_and_as_exact_as_floats(whole, tmp_path, bits
     done = written(in_integers(whole, bits, inputs=False), "onnx", tmp_path)
     assert done.parity.limits == OF_FLOATS
     assert done.parity.holds
-    assert count(tmp_path / "a", "QuantizeLinear", "DequantizeLinear") == [0, 4]
+    assert count(tmp_path / "a", "QuantizeLinear", "DequantizeLinear") == [0, 0]
+    sizes = sorted(np.prod(one.dims) for one in onnx.load(tmp_path / "a").graph.initializer if one.data_type == INT8)
+    assert sizes == sorted(array.values.size for array in load_kernels(whole))
     wider = "; each int4 weight takes a byte" if bits == 4 else ""
     assert done.notices[0] == f"the model is quantized, and so is the program: int{bits} weights{wider}"
 
@@ -162,12 +165,13 @@ def test_batch_norm_is_in_the_scales(tmp_path):
     assert count(tmp_path / "a", "DequantizeLinear")[0] >= 2 * 21 - 3
 
 
-def test_recurrent_kernels_are_integers_too(tmp_path):
+@pytest.mark.parametrize("inputs", [True, False])
+def test_recurrent_kernels_are_integers_too(tmp_path, inputs):
     bundle = drawn("gru", 4, 1, hidden=8, sequence=SequenceFeatures())
-    done = written(in_integers(bundle, 8, inputs=True), "onnx", tmp_path)
+    done = written(in_integers(bundle, 8, inputs=inputs), "onnx", tmp_path)
     assert done.parity.holds
     graph = onnx.load(tmp_path / "a").graph
-    shapes = [tuple(one.dims) for one in graph.initializer if one.data_type == onnx.TensorProto.INT8]
+    shapes = [tuple(one.dims) for one in graph.initializer if one.data_type == INT8]
     assert {array.values.shape for array in load_kernels(bundle)} <= set(shapes)
 
 
