@@ -225,11 +225,12 @@ class Graph:
 
         def with_bias(node: onnx.NodeProto) -> Tensor | None:
             inputs = [*node.input, self.constant(bias)]
-            if len(inputs) > 3 or node.op_type == "Conv":
-                return self._again(node, inputs) if len(inputs) == 3 else None
+            if node.op_type == "Conv" and len(node.input) == 2:
+                return self._again(node, inputs)
             # Of floats onnxruntime makes it a Gemm by itself.
-            plain = len(value.shape) == 2 and node.input[0] in self._before_rounding
-            return self._again(node, inputs, "Gemm") if plain else None
+            if node.op_type == "MatMul" and len(value.shape) == 2 and node.input[0] in self._before_rounding:
+                return self._again(node, inputs, "Gemm")
+            return None
 
         # A maximum of sums with the same number is the sum of the maximum with it.
         return self._at_product(value.name, frozenset(("MaxPool",)), with_bias)

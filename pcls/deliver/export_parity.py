@@ -35,7 +35,7 @@ class Limits(NamedTuple):
 
 OF_FLOATS = Limits(1e-5, 0.999)
 # A number in the middle of two steps is rounded up by one program and down by the other, and in the layers after it
-# there are more. Measured: 3e-4 of cnn28, 2e-3 of ResNet-50, both trained; steps of one layer of cnn28 twice as large:
+# there are more. Measured: 5e-4 of cnn28, 2e-3 of ResNet-50, both trained; steps of one layer of cnn28 twice as large:
 # 8e-3 and more.
 OF_ROUNDED = Limits(5e-3, 0.995)
 

@@ -74,8 +74,8 @@ def exported(finished_run, small, tmp_path_factory):
     return path, export_bundle(small, "onnx", path, lambda: sample_of(finished_run, "", small.preprocessing))
 
 
-def written(bundle, to, folder, **options):
-    return export_bundle(bundle, to, folder / "a", lambda: sample_of(folder, "", bundle.preprocessing), **options)
+def written(bundle, to, folder, name="a"):
+    return export_bundle(bundle, to, folder / name, lambda: sample_of(folder, "", bundle.preprocessing))
 
 
 def count(path, *kinds):
@@ -185,6 +185,19 @@ def test_a_stablehlo_program_computes_with_integers(whole, small, finished_run, 
     # Sums of products of int8 in int32; the kernels are int8 either way.
     assert bool(re.search(r"dot_general .*xi8>.*xi8>\) -> tensor<.*xi32>", text)) == inputs
     assert re.search(r"stablehlo.constant dense<.*tensor<64x64xi8>", text)
+
+
+def test_weights_by_timms_names_are_floats_and_it_is_said(tmp_path):
+    bundle = in_integers(drawn("mobilenetv3_small_100", 32, 3), 8, inputs=False)
+    done = written(bundle, "safetensors", tmp_path, name="a.safetensors")
+    assert done.notices == (
+        "the model is quantized; exported are the float32 numbers that its small integers stand for",
+    )
+
+
+def test_a_bundle_in_the_folder_of_a_run_is_tried_on_its_records(finished_run, small, tmp_path):
+    for place, what in ((finished_run / "bundle", "held-out images of the run"), (tmp_path, "random images")):
+        assert sample_of(place, "", small.preprocessing).what.startswith(what)
 
 
 def test_a_folded_gain_is_in_the_scales_and_its_sign_in_the_integers():
