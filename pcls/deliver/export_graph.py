@@ -90,7 +90,8 @@ class Graph:
         self._inputs: list[str] = []
         self._plain: dict[Tensor, Tensor] = {}
         self._made_by: dict[str, onnx.NodeProto] = {}
-        self._floats: dict[tuple[str, str, str, int], Tensor] = {}
+        self._floats: dict[tuple[str, str, int], Tensor] = {}
+        self._integers: dict[str, Scaled] = {}
         self._rounded: dict[tuple[str, float], str] = {}
         self._before_rounding: dict[str, tuple[str, np.ndarray]] = {}
 
@@ -123,27 +124,14 @@ class Graph:
 
         Beside floats onnxruntime would do `DequantizeLinear` anew for each batch, or round what is multiplied with it.
         """
-        key = self._key("Mul", value)
+        key = self.constant(value.values), self.constant(value.scales), value.axis
         if key not in self._floats:
             shape = [1] * len(value.shape)
             shape[value.axis] = value.scales.size
             whole = self.node("Cast", [value.values], value.shape, to=onnx.TensorProto.FLOAT)
             self._floats[key] = self.node("Mul", [whole, value.scales.reshape(shape)], value.shape)
+            self._integers[self._floats[key].name] = value
         return self._floats[key]
-
-    def kernel(self, value: Value, inputs: Value) -> Value:
-        """A kernel as a product with some inputs reads it: beside rounded ones its integers, with their scales."""
-        if not isinstance(value, Scaled) or not isinstance(inputs, Tensor) or inputs.name not in self._before_rounding:
-            return value
-        key = self._key("DequantizeLinear", value)
-        if key not in self._floats:
-            zeros = np.zeros(value.scales.shape, np.int8)
-            given = [value.values, value.scales, zeros]
-            self._floats[key] = self.node("DequantizeLinear", given, value.shape, axis=value.axis)
-        return self._floats[key]
-
-    def _key(self, op: str, value: Scaled) -> tuple[str, str, str, int]:
-        return op, self.constant(value.values), self.constant(value.scales), value.axis
 
     def constant(self, array: np.ndarray) -> str:
         """The name of a constant; equal ones are one."""
@@ -251,11 +239,19 @@ class Graph:
         if not self.never_negative(value.name):
             # int8 has one number more below 0.
             return in_steps(self.node("Max", [value, np.negative(LARGEST[INPUT_BITS] * step)], ()))
-        # onnxruntime multiplies in integers only where what is made is rounded at once. Before a ReLU or a maximum it
-        # comes to the same.
+        # onnxruntime multiplies in integers only where both factors are such, and what is made is rounded at once.
+        # Before a ReLU or a maximum it comes to the same.
         through = frozenset(("MaxPool", "Relu", "Reshape", "Transpose"))
-        before = self._at_product(value.name, through, lambda made: in_steps(Tensor(made.output[0], (), ())))
-        return in_steps(before or value)
+
+        def in_integers(node: onnx.NodeProto) -> Tensor | None:
+            kernel = self._integers.get(node.input[1])
+            if kernel is None or node.input[0] not in self._before_rounding:
+                return None
+            given = [kernel.values, kernel.scales, np.zeros(kernel.scales.shape, np.int8)]
+            integers = self.node("DequantizeLinear", given, (), axis=kernel.axis)
+            return in_steps(self._again(node, [node.input[0], integers.name, *node.input[2:]]))
+
+        return in_steps(self._at_product(value.name, through, in_integers) or value)
 
     def _at_product(
         self, name: str, through: frozenset[str], change: Callable[[onnx.NodeProto], Tensor | None]

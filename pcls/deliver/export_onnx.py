@@ -312,7 +312,7 @@ def _convolve(graph: Graph, equation: Any, operands: Sequence[Value]) -> Value:
     x, kernel = graph.transposed(x, spec.lhs_spec), graph.transposed(kernel, spec.rhs_spec)
     made = graph.node(
         "Conv",
-        [x, graph.kernel(kernel, x)],
+        [x, kernel],
         shape,
         strides=params["window_strides"],
         pads=(*before, *after),
@@ -378,7 +378,7 @@ def _dot(graph: Graph, equation: Any, operands: Sequence[Value]) -> Value:
     inner = [*each, *(rows if not each and rows else [size_of(rows)])]
     a = graph.reshaped(a, (*inner, over))
     b = graph.reshaped(b, (*each, over, size_of(columns)))
-    made = graph.node("MatMul", [a, graph.kernel(b, a)], (*inner, size_of(columns)))
+    made = graph.node("MatMul", [a, b], (*inner, size_of(columns)))
     return graph.reshaped(made, equation.outvars[0].aval.shape)
 
 
