@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from typing import Annotated, Any
@@ -44,6 +45,13 @@ class Verbs(TyperGroup):
         """Runs the verb that the command line names."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("pcls: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The reader (head, less) has gone; what is left is not written, and that is no fault.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
         except typer.BadParameter as error:
             # Without a message, a parameter is missing: the usage says which there are.
             if not error.message or error.param is None:
@@ -118,13 +126,6 @@ def main(argv: list[str] | None = None) -> int:
         app(arguments, prog_name="pcls")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
-    except KeyboardInterrupt:
-        print("pcls: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader (head, less) has gone; there is nobody to tell.
-        sys.stderr.close()
-        return 0
     except PclsError as error:
         if debug:
             traceback.print_exc()

@@ -32,7 +32,7 @@ def compress(
     bits: Annotated[int, typer.Option(help="Of the weights, int8 and size: 8 or 4.")] = 8,
     records: Annotated[
         int,
-        typer.Option(help="int8: training records for the ranges of inputs, held-out ones for each layer by itself."),
+        typer.Option(help="int8: training records at most for the ranges of inputs, held-out ones for each layer."),
     ] = 256,
     max_loss: Annotated[float, typer.Option(help="Points of top-1 accuracy that it may cost; else refused.")] = 1.0,
     steps: Annotated[int, typer.Option(help="In which layers are narrowed, with some training after each.")] = 3,

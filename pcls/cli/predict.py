@@ -128,6 +128,8 @@ def _check(top: int, form: Format, out: Path | None, explain: Path | None) -> No
         raise pcls.UserError(f"--out {out}: is there already, and is no file; name another")
     if explain is not None and explain.exists() and not explain.is_dir():
         raise pcls.UserError(f"--explain {explain}: is no folder; name another")
+    if explain is not None and explain.is_dir() and any(explain.iterdir()):
+        raise pcls.UserError(f"--explain {explain}: holds files already; name an empty folder, or a new one")
 
 
 def _drawing(classifier: Classifier, folder: Path) -> Callable[[int, Prediction], None]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from pcls.compression.latency import latencies
+from pcls.compression.measured import Variant
 from pcls.compression.prune import Score, check_prunable, prune
 from pcls.compression.quantize import with_integers
 from pcls.compression.recovery import Recovery
@@ -25,6 +26,8 @@ from pcls.pretrained.bundle import WEIGHTS, Bundle, save_bundle
 SHARES = tuple(0.5 ** (step / 8) for step in range(1, 57))
 # Of the latency that was asked for: the same network takes a little longer at another time.
 AIM = 0.95
+# What the last step keeps of what it would have kept, where that does not fit.
+CLOSER = 0.95
 Say = Callable[[str], None]
 
 
@@ -35,10 +38,14 @@ class Goal:
     Attributes:
       share: of its FLOPs that stays; 1: no channel is removed.
       bits: of its weights afterwards; None: they stay floats.
+      fits: whether a network is small enough; None: the share says it.
+      met: whether one that was measured beside the others is; None: the last one.
     """
 
     share: float
     bits: Bits | None = None
+    fits: Callable[[Bundle], bool] | None = None
+    met: Callable[[Variant], bool] | None = None
 
 
 def goal_of(wanted: Target, bundle: Bundle, bits: Bits, score: Score, say: Say) -> Goal:
@@ -63,14 +70,23 @@ def goal_of(wanted: Target, bundle: Bundle, bits: Bits, score: Score, say: Say) 
         return Goal(wanted.value)
     if wanted.kind == "size":
         _refuse_reached(wanted, file_bytes(bundle))
-        if file_bytes(with_integers(bundle, bits, {})) <= wanted.value:
+
+        def size(one: Bundle) -> int:
+            return file_bytes(with_integers(one, bits, {}))
+
+        if size(bundle) <= wanted.value:
             return Goal(1.0, bits)
         check_prunable(bundle.definition(), bundle.model)
-        return Goal(_widest(wanted, bundle, score, lambda one: file_bytes(with_integers(one, bits, {}))), bits)
+        return Goal(_widest(wanted, bundle, score, size), bits, lambda one: size(one) <= wanted.value)
     check_prunable(bundle.definition(), bundle.model)
     _refuse_reached(wanted, _milliseconds(bundle))
     say(f"how narrow a network takes {wanted.value:g} ms")
-    return Goal(_widest(wanted, bundle, score, lambda one: _milliseconds(one) / AIM))
+    share = _widest(wanted, bundle, score, lambda one: _milliseconds(one) / AIM)
+    return Goal(
+        share,
+        fits=lambda one: _milliseconds(one) <= AIM * wanted.value,
+        met=lambda one: one.latencies[0].median <= wanted.value,
+    )
 
 
 def narrowed(
@@ -82,7 +98,10 @@ def narrowed(
     allowed: Callable[[Evaluation], bool],
     say: Say,
 ) -> Iterator[tuple[float, Bundle, Evaluation]]:
-    """The network after each step, until one is not allowed.
+    """The network after each step, until one is small enough, or is not allowed.
+
+    The share is that of the network as it was; trained, it may lose other channels and be larger with the same share.
+    So the last step goes on until it fits, and no step is taken after one that does.
 
     Args:
       bundle: of the whole network.
@@ -101,12 +120,15 @@ def narrowed(
         for step in range(1, steps + 1):
             # The step before may have removed a little more than was asked for.
             share = min(1 - 1e-6, goal.share ** (step / steps) * whole / _flops(bundle))
-            bundle = without_some(bundle, share, score)
-            left = _flops(bundle) / whole
+            narrower = without_some(bundle, share, score)
+            while step == steps and goal.fits and not goal.fits(narrower):
+                share *= CLOSER
+                narrower = without_some(bundle, share, score)
+            bundle, left = narrower, _flops(narrower) / whole
             say(f"step {step} of {steps}: {left:.1%} of the FLOPs are left; training for {recovery.length}")
             bundle, evaluation = recovery(bundle, Path(place) / str(step))
             yield left, bundle, evaluation
-            if not allowed(evaluation):
+            if not allowed(evaluation) or (goal.fits and goal.fits(bundle)):
                 return
 
 
@@ -127,8 +149,8 @@ def file_bytes(bundle: Bundle) -> int:
 
 def _refuse_reached(wanted: Target, now: float) -> None:
     if now <= wanted.value:
-        unit = "bytes" if wanted.kind == "size" else "ms"
-        raise UserError(f"--target {wanted.text}: the model as it is has {now:,.4g} {unit}; there is nothing to do")
+        has = f"{now:,.0f} bytes" if wanted.kind == "size" else f"{now:.3g} ms"
+        raise UserError(f"--target {wanted.text}: the model as it is has {has}; there is nothing to do")
 
 
 def _widest(wanted: Target, bundle: Bundle, score: Score, measure: Callable[[Bundle], float]) -> float:
@@ -146,10 +168,12 @@ def _widest(wanted: Target, bundle: Bundle, score: Score, measure: Callable[[Bun
     place = bisect.bisect_left(range(len(SHARES)), True, key=small_enough)
     if place in found:
         return SHARES[place]
-    unit, least = "bytes" if wanted.kind == "size" else "ms", min(found.values(), default=measure(bundle))
+    least = min(found.values(), default=measure(bundle))
+    reached = f"{least:,.0f} bytes" if wanted.kind == "size" else f"{least:.3g} ms"
+    bits = " try --bits 4," if wanted.kind == "size" else ""
     raise UserError(
-        f"--target {wanted.text}: the least that pruning reaches is about {least:,.4g} {unit}; ask for more, or train "
-        "a smaller model"
+        f"--target {wanted.text}: the least that pruning reaches is about {reached};{bits} ask for more, or train a "
+        "smaller model"
     )
 
 

@@ -25,7 +25,7 @@ from pcls.data.dataset import check_one_label
 from pcls.errors import UserError
 from pcls.nn.quantized import Bits, quantizer
 from pcls.parallel.tuning import tune_process
-from pcls.pretrained.bundle import FACTS, Bundle, load_bundle, save_bundle
+from pcls.pretrained.bundle import CARD, FACTS, WEIGHTS, Bundle, load_bundle, save_bundle
 from pcls.run.evaluate import open_run_data
 from pcls.run.folder import RunFolder
 from pcls.run.setup import setup_of
@@ -96,15 +96,17 @@ def compress_run(
     else:
         recovery = Recovery(recipe, folder.path, length or usual_length(recipe), start_of)
         variants, last = work.narrowed(goal, recovery, steps, checked_score, max_loss)
-    if lost := _fault(wanted, variants, max_loss, weights_only=weights_only):
+    if lost := _fault(wanted, variants, max_loss, checked, weights_only=weights_only):
         say(variants_text(variants))
         raise UserError(f"{path}: {lost}")
     layers = tuple(work.sensitivities(last.quantization)) if wanted.kind == "int8" and last.quantization else ()
-    # Rates of the classes are those of the model as it was.
-    training = last.training and replace(last.training, classes=())
+    # Rates of the classes are those of the model as it was; and so is the recipe, not that of a short training between.
+    done = f"--target {wanted.text}, from {variants[0].parameters:,} parameters"
+    training = bundle.training and replace(bundle.training, classes=(), compressed=done)
     if target_folder.exists():
         say(f"{target_folder}: the compressed bundle that was there is replaced")
-    save_bundle(replace(last, metrics=variants[-1].evaluation.summary(), training=training), target_folder)
+    metrics = variants[-1].evaluation.summary()
+    save_bundle(replace(last, metrics=metrics, training=training), target_folder)
     found = Compressed(target_folder, tuple(variants), layers)
     (target_folder / FACTS_OF_COMPRESSION).write_text(json.dumps(compressed_json(found), indent=2) + "\n", "utf-8")
     (target_folder / PICTURE).write_text(tradeoff_svg(wanted.kind, variants), "utf-8")
@@ -120,7 +122,7 @@ def _finished(path: str | Path) -> tuple[RunFolder, Recipe, Bundle]:
     recipe = with_overrides(folder.recipe(), {"evaluate.tta": "none"})
     check_one_label(recipe.data, "pcls compress")
     if folder.status().get("status") != "finished" or not folder.bundle.is_dir():
-        raise UserError(f"{path}: the run is not finished; there is nothing to compress before: pcls resume {path}")
+        raise UserError(f"{path}: has no bundle, which is written when a run is finished: pcls resume {path}")
     bundle = load_bundle(folder.bundle)
     if bundle.quantization is not None:
         raise UserError(f"{folder.bundle}: is quantized already ({bundle.quantization}); compress the run it came from")
@@ -181,20 +183,26 @@ def _free(folder: Path) -> Path:
         raise UserError(
             f"{folder}: exists, and is no compressed bundle that could be replaced; name another: --out FOLDER"
         )
+    known = {WEIGHTS, FACTS, CARD, FACTS_OF_COMPRESSION, PICTURE}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if ours else []
+    if others:
+        raise UserError(
+            f"{folder}: would be replaced, and holds {others[0]} too; take it out, or name another: --out FOLDER"
+        )
     return folder
 
 
-def _fault(wanted: Target, variants: list[Variant], max_loss: float, *, weights_only: bool) -> str:
+def _fault(wanted: Target, variants: list[Variant], max_loss: float, bits: Bits, *, weights_only: bool) -> str:
     """Why the last variant is not what was asked for; empty: it is."""
     first, last = variants[0], variants[-1]
     lost = points_lost(first.evaluation, last.evaluation)
     if lost > max_loss + 1e-9:
-        enough = [
-            one.name for one in variants[1:-1] if points_lost(first.evaluation, one.evaluation) <= max_loss + 1e-9
-        ]
+        enough = [one for one in variants[1:-1] if points_lost(first.evaluation, one.evaluation) <= max_loss + 1e-9]
         advice = f"{'' if weights_only else '--weights-only, or '}training with train.quantize (docs/compress.md)"
         if wanted.kind != "int8":
-            advice = f"{f'a target that {enough[-1]} reaches, ' if enough else ''}a longer --finetune, or more --steps"
+            reached = f"--target {_reached(wanted, first, enough[-1])}, " if enough else ""
+            fewer_bits = "--bits 4, " if wanted.kind == "size" and bits == 8 else ""
+            advice = f"{reached}{fewer_bits}a longer --finetune, more --steps, or a larger --max-loss"
         return (
             f"{last.name} lose {lost:.2f} points of top-1 accuracy on {first.evaluation.n:,} records, and --max-loss "
             f"allows {max_loss:g}; nothing was written; try {advice}"
@@ -205,3 +213,14 @@ def _fault(wanted: Target, variants: list[Variant], max_loss: float, *, weights_
             "nothing was written; measure on a quiet machine, or ask for less"
         )
     return ""
+
+
+def _reached(wanted: Target, first: Variant, one: Variant) -> str:
+    """What a variant would have been enough for."""
+    match wanted.kind:
+        case "flops":
+            return f"flops={one.flops / first.flops:.3g}"
+        case "latency":
+            return f"latency={1000 * one.latencies[0].median:.0f}us"
+        case _:
+            return f"size={-(-one.file_bytes // 1000)}kB"

@@ -10,7 +10,7 @@ from typing import Any
 from pcls.config import Recipe
 from pcls.config.duration import Duration
 from pcls.config.load import with_overrides
-from pcls.errors import UserError
+from pcls.errors import RestartRequested, UserError
 from pcls.evaluation.metrics import Evaluation
 from pcls.pretrained.bundle import Bundle, load_bundle, save_bundle
 from pcls.run.train import train_recipe
@@ -46,10 +46,17 @@ class Recovery:
         Args:
           bundle: the narrowed network.
           folder: a new one, for what is written meanwhile.
+
+        Raises:
+          KeyboardInterrupt: the process was asked to stop.
         """
         save_bundle(replace(bundle, calibration=None), folder / "start")
         recipe = recovery_recipe(self.recipe, bundle, folder, self.teacher, self.length)
-        run = train_recipe(recipe, self.start_of(recipe))
+        try:
+            run = train_recipe(recipe, self.start_of(recipe))
+        except RestartRequested as stop:
+            # What it saved goes with the folder, and nothing has been written yet that was asked for.
+            raise KeyboardInterrupt from stop
         assert isinstance(run.evaluation, Evaluation)
         return load_bundle(run.path / "bundle"), run.evaluation
 
@@ -59,7 +66,7 @@ def usual_length(recipe: Recipe) -> Duration:
     whole = recipe.train.duration
     if whole.unit == "steps":
         return Duration(max(1, round(LENGTH * whole.value)), "steps")
-    return Duration(LENGTH * whole.value, "epochs")
+    return Duration(round(LENGTH * whole.value, 6), "epochs")
 
 
 def recovery_recipe(recipe: Recipe, bundle: Bundle, folder: Path, teacher: Path, length: Duration) -> Recipe:

@@ -12,6 +12,10 @@ from pcls.evaluation.charts import Axis, short, value_axis
 
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 64, 600, 24, 304
+# About what a letter takes across, and a line of text down.
+LETTER, LINE = 6.4, 13
+# Left, top, right, bottom.
+Box = tuple[float, float, float, float]
 
 # Of each kind of target: what stands below the picture, and the number of a variant.
 _MEASURES: Mapping[str, tuple[str, Callable[[Variant], float]]] = {
@@ -48,17 +52,38 @@ def tradeoff_svg(kind: str, variants: Sequence[Variant]) -> str:
         parts.append(f'<text x="{x}" y="{BOTTOM + 20}" text-anchor="middle">{short(tick)}</text>')
     path = "L".join(f"{x},{y}" for x, y in zip(xs, ys, strict=True))
     parts.append(f'<path d="M{path}" fill="none" stroke="#06c" stroke-width="1.8"/>')
-    for variant, x, y in zip(variants, xs, ys, strict=True):
-        # Names to the left of the right half's points: they would run out of the picture.
-        side, anchor = (-7, "end") if x > (LEFT + RIGHT) / 2 else (7, "start")
-        parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="#06c"/>')
-        parts.append(f'<text x="{x + side}" y="{y - 7}" text-anchor="{anchor}">{escape(variant.name)}</text>')
+    parts += [f'<circle cx="{x}" cy="{y}" r="4" fill="#06c"/>' for x, y in zip(xs, ys, strict=True)]
+    parts += _names([variant.name for variant in variants], xs, ys)
     parts += [
         f'<path d="M{LEFT},{BOTTOM}H{RIGHT}" stroke="#666"/>',
         f'<text x="{LEFT - 8}" y="{TOP - 10}" text-anchor="end">top-1 %</text>',
         f'<text x="{(LEFT + RIGHT) // 2}" y="{HEIGHT - 8}" text-anchor="middle">{label}</text></svg>',
     ]
     return "\n".join(parts) + "\n"
+
+
+def _names(names: Sequence[str], xs: Sequence[float], ys: Sequence[float]) -> list[str]:
+    """A name beside each point, above it or below, where no other name and no point is."""
+    points = [(x - 5, y - 5, x + 5, y + 5) for x, y in zip(xs, ys, strict=True)]
+    taken, parts = list(points), []
+    for name, x, y in zip(names, xs, ys, strict=True):
+        wide = LETTER * len(name)
+        # To the left of the right half's points: the name would run out of the picture.
+        left, anchor, at = (x - 7 - wide, "end", x - 7) if x > (LEFT + RIGHT) / 2 else (x + 7, "start", x + 7)
+        lines = [y + sign * (7 + LINE * more) for more in range(len(names) + 1) for sign in (-1, 1)]
+        boxes = [(left, line - LINE / 2, left + wide, line + LINE / 2) for line in lines]
+        inside = [box for box in boxes if box[1] > TOP - LINE and box[3] < BOTTOM]
+        free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
+        box = (free or inside or boxes)[0]
+        taken.append(box)
+        # White around the letters, where the line runs behind them.
+        halo = 'paint-order="stroke" stroke="#fff" stroke-width="3"'
+        parts.append(f'<text x="{at}" y="{round(box[3] - 3, 1)}" text-anchor="{anchor}" {halo}>{escape(name)}</text>')
+    return parts
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _places(axis: Axis, values: np.ndarray, low: int, high: int) -> list[float]:

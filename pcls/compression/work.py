@@ -59,7 +59,8 @@ class Work:
     ) -> tuple[list[Variant], Bundle]:
         """Measures the model as it is, after each step of pruning, and with integers where the goal has some.
 
-        No more steps are taken when more than `max_loss` points of accuracy are lost.
+        The last variant is the one that the goal was met by, if any was, and the bundle is its. No more steps are taken
+        when more than `max_loss` points of accuracy are lost.
         """
         name = _name(self._bundle)
         first = self._evaluated(name, self._bundle)
@@ -76,7 +77,11 @@ class Work:
             whole = bundles[name]
             small = with_integers(whole, goal.bits, {})
             bundles[f"{name}, {small.quantization}" if goal.share < 1 else _name(small)] = small
-        return self._measured(bundles, evaluations), list(bundles.values())[-1]
+        variants = self._measured(bundles, evaluations)
+        met = [goal.met is not None and goal.met(one) and allowed(one.evaluation) for one in variants]
+        # As little as will do: a step before the last may have been enough.
+        place = met.index(True, 1) if any(met[1:]) else len(variants) - 1
+        return variants[: place + 1], list(bundles.values())[place]
 
     def _measured(self, bundles: Mapping[str, Bundle], known: Mapping[str, Evaluation]) -> list[Variant]:
         """Accuracy on all held-out records where it is not known, size of the file, FLOPs, latencies in turns."""

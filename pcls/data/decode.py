@@ -163,6 +163,17 @@ def resized(pixels: np.ndarray, preprocessing: Preprocessing, out: np.ndarray | 
     return out
 
 
+def fit_opened(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """The evaluation crop of what Pillow has opened, which may not be decoded yet; DecodeError as `decode`."""
+    if preprocessing.channels not in (GREY, RGB):
+        raise DecodeError(f"a picture has no {preprocessing.channels} channels; they come as an array")
+    try:
+        return fit(upright(image), preprocessing)
+    # As below.
+    except Exception as error:
+        raise DecodeError(" ".join(str(error).split())[:120] or type(error).__name__) from error
+
+
 def _by_pillow(data: bytes, preprocessing: Preprocessing, draws: np.ndarray | None) -> np.ndarray:
     try:
         # Warnings are PIL's word for damaged EXIF data, which spoils no pixel, and for pictures between once and twice

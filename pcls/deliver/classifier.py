@@ -121,10 +121,12 @@ class Classifier:
         """Classifies images or sequences, in their order.
 
         Args:
-          images: one or many of what `read` takes. An unreadable one gives a prediction with `error`; the others are
-            not disturbed.
+          images: one or many of what `read` takes, or an array of many. An unreadable one gives a prediction with
+            `error`; the others are not disturbed.
         """
-        return list(self.stream([images] if isinstance(images, str | Path | bytes | np.ndarray) else images))
+        rank = 2 if self.preprocessing.sequence else 3
+        one = images.ndim <= rank if isinstance(images, np.ndarray) else isinstance(images, Picture)
+        return list(self.stream([images] if one else images))  # type: ignore[list-item, arg-type]
 
     def stream(self, images: Iterable[Picture]) -> Iterator[Prediction]:
         """Like `predict`, batch by batch, for more images than memory holds.
@@ -151,10 +153,10 @@ class Classifier:
         """Reads one input, decodes it and brings it to size.
 
         Args:
-          picture: the path of a JPEG, PNG or WebP file, its content as bytes, or an array [height, width] or [height,
-            width, 1 or 3] uint8. Of a model that sees other channels: an array [height, width, channels] uint8, or a
-            NPY file. Of a model of sequences: an array [steps, features], of numbers as it was trained with, or a WAV
-            file where it was trained with sound, else a NPY file.
+          picture: the path of a JPEG, PNG or WebP file, its content as bytes, a Pillow image, or an array [height,
+            width] or [height, width, 1 or 3] uint8. Of a model that sees other channels: an array [height, width,
+            channels] uint8, or a NPY file. Of a model of sequences: an array [steps, features], of numbers as it was
+            trained with, or a WAV file where it was trained with sound, else a NPY file.
 
         Returns:
           [height, width, channels] uint8, or [steps, features] float32.
@@ -177,6 +179,9 @@ class Classifier:
 
         Returns:
           [inputs, classes] float64.
+
+        Raises:
+          ValueError: more than `size`, or what `read` would not return.
         """
         images, lengths = self.batch(inputs, size)
         answers = np.asarray(self._answers(self._params, self._stats, images, lengths))[: len(inputs)]
@@ -239,6 +244,11 @@ def _pixels(pictures: Sequence[np.ndarray], size: int, preprocessing: Preprocess
     """A batch of pictures."""
     images = np.zeros((size, *preprocessing.shape), np.uint8)
     for index, picture in enumerate(pictures):
+        if picture.shape != images.shape[1:] or picture.dtype != np.uint8:
+            raise ValueError(
+                f"input {index} is {picture.dtype}{list(picture.shape)}, and uint8{list(images.shape[1:])} is needed, "
+                "as Classifier.read gives it"
+            )
         images[index] = picture
     return images, None
 
@@ -247,6 +257,12 @@ def _sequences(
     sequences: Sequence[np.ndarray], size: int, preprocessing: Preprocessing
 ) -> tuple[np.ndarray, np.ndarray]:
     """A batch, and its lengths; padded as in training, longer ones to the next multiple of that."""
+    for index, sequence in enumerate(sequences):
+        if sequence.ndim != 2 or sequence.shape[1] != preprocessing.width:
+            raise ValueError(
+                f"input {index} is {list(sequence.shape)}, and [steps, {preprocessing.width}] is needed, as "
+                "Classifier.read gives it"
+            )
     longest = max(map(len, sequences), default=1)
     steps = -(-longest // preprocessing.height) * preprocessing.height
     images = np.zeros((size, steps, preprocessing.width, 1), np.float32)

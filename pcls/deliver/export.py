@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -122,6 +123,8 @@ def check_request(form: str, out: Path, *, with_preprocessing: bool, platforms: 
         raise UserError("--with-preprocessing has no effect with --to safetensors, which holds weights; leave it out")
     if form == "safetensors" and out.suffix != ".safetensors":
         raise UserError(f"--out {out}: weights alone go into a file that ends with .safetensors")
+    if out.suffix in SUFFIXES.values() and out.suffix != SUFFIXES[form]:
+        raise UserError(f"--out {out}: says another format than --to {form}; end it with {SUFFIXES[form]}")
     for path in (out, out.with_name(f"{out.name}.json")) if form == "stablehlo" else (out,):
         if path.exists():
             raise UserError(f"{path}: is there already; remove it, or name another by --out")
@@ -145,7 +148,7 @@ def _notices(bundle: Bundle, form: str) -> tuple[str, ...]:
 @contextmanager
 def _in_place(out: Path, beside: Path | None) -> Iterator[tuple[Path, Path | None]]:
     """Paths in a folder beside `out`, renamed into place at the end; nothing is left of what fails."""
-    folder = out.with_name(f"{out.name}.tmp")
+    folder = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     shutil.rmtree(folder, ignore_errors=True)
     part, part_beside = folder / out.name, None if beside is None else folder / beside.name
     try:

@@ -6,8 +6,10 @@ it is a secret or a place on the machine that made it.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -124,8 +126,10 @@ class Bundle:
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
     """Writes a bundle beside `folder` and renames it into place, so that no half bundle is ever found there."""
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    # What a killed save left.
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
     tensors = {f"params/{path}": array for path, array in bundle.params.items()}
     tensors |= {f"stats/{path}": array for path, array in bundle.stats.items()}
     if bundle.quantization is not None:
@@ -158,6 +162,8 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         zeros = _zeros(bundle.params) if bundle.quantization is None else 0.0
         card = card_text(facts, sum(array.size for array in bundle.params.values()), zeros)
         (temporary / CARD).write_text(card, encoding="utf-8")
+        # safetensors lets nobody else read it.
+        shutil.copymode(temporary / FACTS, temporary / WEIGHTS)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{folder}: the bundle could not be written ({error})") from error

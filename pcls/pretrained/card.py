@@ -121,7 +121,7 @@ def _metrics(facts: Mapping[str, Any]) -> list[str]:
         return ["None were measured."]
     lines = [
         f"On {metrics['n']:,} held-out records" if "n" in metrics else "On held-out records",
-        f"{_undecodable(metrics)}, when the training ended{_uncalibrated(facts)}.",
+        f"{_undecodable(metrics)}, when {_measured_after(facts)} ended{_uncalibrated(facts)}.",
     ]
     # Of five classes or fewer one of five is always right.
     shown = metrics if len(facts["class_names"]) > 5 else {key: metrics[key] for key in metrics if key != "top5"}
@@ -137,6 +137,11 @@ def _metrics(facts: Mapping[str, Any]) -> list[str]:
         text += ["", *_table(header, [(name, *row) for name, row in zip(names, rates, strict=True)])]
     told = "the class and the file name, or number, of each record in order"
     return [*text, "", f"These {training['held_out']:,} records: {_code(training['digest'])}, over {told}."]
+
+
+def _measured_after(facts: Mapping[str, Any]) -> str:
+    training = facts.get("training") or {}
+    return "its compression" if training.get("compressed") else "the training"
 
 
 def _undecodable(metrics: Mapping[str, Any]) -> str:
@@ -192,7 +197,10 @@ def _training(facts: Mapping[str, Any]) -> list[str]:
     usual = flat_recipe(Recipe())
     chosen = {key: value for key, value in training["recipe"].items() if key in ALWAYS or value != usual.get(key)}
     versions = ", ".join(f"{_code(name)} {_code(version)}" for name, version in training["versions"].items())
+    compressed = training.get("compressed")
+    afterwards = [f"Compressed afterwards: {_code(compressed)}.", ""] if compressed else []
     return [
+        *afterwards,
         f"On {training['records']:,} records. The recipe, where it is not the default; all of it is in model.json:",
         "",
         *_settings(chosen),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def export_timm(bundle: Bundle, out: Path) -> None:
     alone = out.suffix == ".safetensors"
     if out.is_dir() or (out.exists() and not alone):
         raise UserError(f"{out}: is there already; name another by --out")
-    part = out.with_name(f"{out.name}.tmp")
+    part = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     _remove(part)
     try:
         part.mkdir(parents=True)

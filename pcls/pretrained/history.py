@@ -35,6 +35,7 @@ class Training:
       held_out: records that the metrics are of; with those that could not be decoded.
       digest: of these, `sha256:...`; what it covers, `held_out_digest` says.
       classes: the rates of each class, in their order; empty where there are more than `MOST_CLASSES`.
+      compressed: what was done to the weights afterwards, in words; empty: nothing.
     """
 
     recipe: Mapping[str, Any]
@@ -43,6 +44,7 @@ class Training:
     held_out: int
     digest: str
     classes: Sequence[ClassRates] = field(default=())
+    compressed: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for model.json."""
@@ -65,4 +67,6 @@ class Training:
             held_out=int(values["held_out"]),
             digest=str(values["digest"]),
             classes=rates,
+            # Older bundles do not say it.
+            compressed=str(values.get("compressed", "")),
         )

@@ -27,7 +27,7 @@ def open_bundle(path: str | Path) -> Bundle:
         return load_bundle(folder)
     run = RunFolder(folder)
     if run.exists() and not run.bundle.is_dir():
-        raise UserError(f"{path}: the run is not finished and has no bundle yet; go on with: pcls resume {path}")
+        raise UserError(f"{path}: the run has no bundle, which is written when it is finished: pcls resume {path}")
     if not run.exists():
         raise UserError(
             f"{path}: is neither a run's folder (recipe.yaml) nor a bundle ({FACTS}), nor a name of pcls models search"

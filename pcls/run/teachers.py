@@ -33,7 +33,10 @@ def with_teacher(setup: Setup) -> Setup:
     section = setup.recipe.distill
     if not section.teacher:
         return setup
-    bundle = open_bundle(section.teacher)
+    try:
+        bundle = open_bundle(section.teacher)
+    except UserError as error:
+        raise UserError(f"distill.teacher {error}; relative paths start in the working directory") from error
     _check(setup, bundle)
     model, params = bundle.runnable()
     teacher = Teacher(model, bundle.preprocessing, bundle.precision, params, dict(bundle.stats))

@@ -211,7 +211,7 @@ def _train(
             )
         state = restored[0] if restored else setup.initial_state(weights)
         first = int(state.step)
-        if first >= setup.plan.steps and folder.status().get("status") == "finished":
+        if first >= setup.plan.steps and folder.status().get("status") == "finished" and folder.bundle.is_dir():
             raise UserError(
                 f"{folder.path}: is finished, {first:,} of {setup.plan.steps:,} steps; "
                 "to train longer, add for example train.duration='20 epochs'"

@@ -235,6 +235,30 @@ def test_what_cannot_be_meant_is_refused_in_one_line(case, bundle, photos, said,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "empty", "x.jpg"]
 
 
+def test_pictures_of_another_time_are_not_mixed_with_new_ones(bundle, photos, said, tmp_path):
+    (tmp_path / "000000-a.png").write_bytes(b"")
+    code, text, errors = said(bundle, photos, "--explain", tmp_path)
+    assert (code, text) == (2, "")
+    assert errors == [f"pcls: --explain {tmp_path}: holds files already; name an empty folder, or a new one"]
+
+
+def test_whoever_is_interrupted_is_told_so(bundle, photos, said, monkeypatch):
+    def interrupted(self, images):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pcls.deliver.classifier.Classifier.stream", interrupted)
+    assert said(bundle, photos) == (130, "", ["pcls: interrupted"])
+
+
+def test_a_reader_that_has_enough_is_no_fault():
+    """`pcls models search | head -1`, whose reader is gone before all is written."""
+    command = [sys.executable, "-c", "import sys; from pcls.cli import main; sys.exit(main(['models', 'search']))"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
+
+
 @pytest.mark.faults
 def test_an_unreadable_folder_and_file_are_told(bundle, photos, said, monkeypatch):
     """As root, who reads everything, too."""

@@ -2,13 +2,16 @@ import json
 import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 import pcls
 from pcls.cli import main
-from pcls.compression.narrow import goal_of, without_some
+from pcls.compression.latency import Latency
+from pcls.compression.narrow import Goal, goal_of, without_some
+from pcls.compression.narrow import narrowed as narrowing
 from pcls.compression.recovery import recovery_recipe, usual_length
 from pcls.compression.targets import parse_target
 from pcls.compression.text import variants_text
@@ -94,6 +97,25 @@ def test_a_compressed_bundle_is_replaced_and_others_are_not(finished_run, narrow
     assert "name another: --out FOLDER" in refused(finished_run, target="flops=0.5", out=finished_run / "bundle")
     (tmp_path / "photos").mkdir()
     assert "name another: --out FOLDER" in refused(finished_run, target="flops=0.5", out=tmp_path / "photos")
+    (out / "notes.txt").write_text("mine")
+    assert "holds notes.txt too" in refused(finished_run, target="flops=0.5", out=out)
+
+
+def test_who_is_interrupted_while_a_step_is_trained_has_nothing_written(finished_run, stop_after, tmp_path, capsys):
+    stop_after(2)
+    words = ["--target", "flops=0.5", "--finetune", "4 steps", "--out", str(tmp_path / "out")]
+    assert main(["compress", str(finished_run), *words]) == 130
+    assert capsys.readouterr().err.endswith("pcls: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_card_of_a_pruned_network_tells_of_the_training_and_of_what_was_done_then(finished_run, narrowed):
+    whole, bundle = load_bundle(finished_run / "bundle"), load_bundle(narrowed[0].path)
+    assert bundle.training.recipe == whole.training.recipe and bundle.training.held_out == whole.training.held_out
+    card = (narrowed[0].path / "README.md").read_text(encoding="utf-8")
+    before = narrowed[0].variants[0].parameters
+    assert f"Compressed afterwards: `--target flops=0.5, from {before:,} parameters`." in card
+    assert "when its compression ended" in card
 
 
 def test_steps_end_where_too_much_is_lost_and_nothing_is_written(finished_run, monkeypatch, refused):
@@ -137,6 +159,44 @@ def test_a_size_is_reached_by_integers_alone_or_by_narrowing_too(finished_run, t
     assert (found.path / WEIGHTS).stat().st_size <= 0.15 * whole
     assert found.variants[-1].name.endswith("of FLOPs, int8 weights")
     assert load_bundle(found.path).options["widths"] and load_bundle(found.path).quantization.bits == 8
+
+
+def test_the_last_step_goes_on_until_the_network_fits_and_none_follows_one_that_does(finished_run, tmp_path):
+    bundle, said = load_bundle(finished_run / "bundle"), []
+    parameters = lambda one: sum(array.size for array in one.params.values())  # noqa: E731
+
+    def steps_of(share: float, most: float, count: int):
+        goal = Goal(share, fits=lambda one: parameters(one) <= most * parameters(bundle))
+        # Trains nothing.
+        recovery = Mock(side_effect=lambda one, folder: (one, None), length="0 steps")
+        return list(narrowing(bundle, goal, recovery, count, "l2", lambda evaluation: True, said.append))
+
+    # The share alone would leave more.
+    one_step = without_some(bundle, 0.9, "l2")
+    assert parameters(one_step) > 0.6 * parameters(bundle)
+    (_, small, _) = steps_of(0.9, 0.6, 1)[-1]
+    assert parameters(small) <= 0.6 * parameters(bundle)
+    assert len(steps_of(0.1, 0.9, 4)) == 1
+
+
+def test_of_several_that_are_fast_enough_the_widest_is_kept(finished_run, monkeypatch, tmp_path):
+    whole = load_bundle(finished_run / "bundle").definition().parameter_count
+    # While steps are taken the machine is half as fast as when all are measured in turns.
+    monkeypatch.setattr(
+        "pcls.compression.narrow._milliseconds", lambda one: 2 * one.definition().parameter_count / whole
+    )
+    monkeypatch.setattr("pcls.compression.narrow._widest", lambda *_: 0.25)
+    monkeypatch.setattr(
+        "pcls.compression.work.latencies",
+        lambda models, *_: [[Latency(1, definition.parameter_count / whole, 0, 0)] * 2 for definition, *_ in models],
+    )
+    said: list[str] = []
+    options = {"steps": 2, "finetune": "1 steps", "max_loss": 100, "say": said.append, "out": tmp_path / "out"}
+    found = pcls.compress(finished_run, target="latency=0.8ms", **options)
+    assert any(text.startswith("step 2 of 2") for text in said)
+    first, last = found.variants
+    assert last.latencies[0].median <= 0.8 < first.latencies[0].median
+    assert load_bundle(found.path).definition().parameter_count == last.parameters
 
 
 def test_a_latency_is_reached_by_the_widest_network_that_does(finished_run, monkeypatch):

@@ -73,7 +73,7 @@ def test_what_is_left_is_the_network_with_the_other_channels_at_zero(name):
     assert {path: array.shape for path, array in found.params.items()} == {p: a.shape for p, a in narrow.params.items()}
     assert {path: array.shape for path, array in found.stats.items()} == {p: a.shape for p, a in narrow.stats.items()}
     share = flops_of(narrow, name) / flops_of(definition, name)
-    assert 0.46 < share <= 0.5, "a few percent below what was asked"
+    assert 0.44 < share <= 0.5, "a few percent below what was asked"
     assert narrow.parameter_count == sum(array.size for array in found.params.values()) < definition.parameter_count
     images = jax.random.normal(jax.random.key(1), (2, *NETWORKS[name][0]))
     logits = compiled(definition, images)

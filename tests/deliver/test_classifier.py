@@ -1,6 +1,7 @@
 import io
 import os
 import threading
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -12,8 +13,10 @@ from pcls.data.dataset import open_dataset
 from pcls.data.decode import DecodeError
 from pcls.data.preprocessing import Preprocessing, SequenceFeatures
 from pcls.data.sources.audio import log_mel
+from pcls.data.workers import usable_cores
 from pcls.deliver import classifier as module
 from pcls.deliver.classifier import Classifier
+from pcls.deliver.inputs import reading_threads
 from pcls.models.registry import define_model
 from pcls.pretrained.bundle import Bundle
 from pcls.run.evaluate import read_evaluation, saved_preprocessing
@@ -125,6 +128,41 @@ def test_arrays_that_are_no_images_say_what_is_needed(classifier, held_out, pict
     bad, good = classifier.predict([picture, held_out[0]])
     assert bad.error == (f"{picture.dtype}{list(picture.shape)}; uint8 [height, width] or [height, width, 1 or 3]")
     assert good.error == ""
+
+
+def test_an_array_of_several_is_several(classifier, held_out):
+    assert classifier.predict(held_out[:3]) == classifier.predict(list(held_out[:3]))
+
+
+def test_a_picture_that_pillow_has_opened_is_one(classifier, held_out, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(held_out[0][..., 0]))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    (from_file,) = classifier.predict(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert classifier.predict(picture)[0].probabilities == from_file.probabilities
+    with Image.open(tmp_path / "cut.png") as picture:
+        assert classifier.predict([picture])[0].error
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [np.zeros((10, 10, 1), np.uint8), [np.zeros((10, 10, 1), np.float32)], [np.zeros((1, 1, 1), np.uint8)]],
+    ids=["one in place of several", "floats", "one pixel"],
+)
+def test_who_has_batches_of_his_own_is_told_of_what_read_would_not_give(classifier, inputs):
+    with pytest.raises(ValueError, match=r"input 0 is .*, and uint8\[10, 10, 1\] is needed, as"):
+        classifier.probabilities(inputs)
+
+
+def test_tiny_files_of_tiny_images_are_read_by_one_thread(classifier, held_out):
+    tiny, large = classifier.preprocessing, replace(classifier.preprocessing, height=224, width=224)
+    several = max(2, usable_cores())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pcls.deliver.inputs.usable_cores", lambda: several)
+        picture = png(held_out[0][..., 0])
+        assert reading_threads([picture, "missing.png"], tiny) == 1
+        assert reading_threads([picture], large) == several
+        assert reading_threads([bytes(5000), picture], tiny) == several
 
 
 def test_nothing_asked_is_nothing_answered(classifier):

@@ -141,6 +141,7 @@ def test_weights_go_out_by_timms_names(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"to": "onnx", "out": "a.stablehlo"}, "a.stablehlo: says another format than --to onnx; end it with .onnx"),
         ({"to": "coreml"}, "--to coreml: there is no such format; choose stablehlo, onnx, safetensors"),
         ({"to": "onnx", "platforms": ["cpu"]}, "--platforms has no effect with --to onnx; leave it out"),
         ({"to": "stablehlo", "platforms": ["cpu", "npu"]}, "--platforms npu: there is no such platform; choose of cpu"),
@@ -150,7 +151,7 @@ def test_weights_go_out_by_timms_names(tmp_path):
     ],
 )
 def test_a_wish_that_cannot_be_is_refused_and_nothing_is_left(finished_run, tmp_path, settings, words):
-    out = tmp_path / f"a.{settings['to']}"
+    out = tmp_path / settings.pop("out", f"a.{settings['to']}")
     with pytest.raises(pcls.UserError) as raised:
         pcls.export(finished_run, out=out, **settings)
     assert words in str(raised.value)

@@ -128,12 +128,19 @@ def test_a_bundle_is_never_seen_half_written(bundle, tmp_path, monkeypatch):
 
 @pytest.mark.faults
 def test_what_a_killed_save_left_is_in_nobodys_way(bundle, tmp_path, refusal):
+    (tmp_path / ".bundle.tmp-1").mkdir()
+    (tmp_path / ".bundle.tmp-1" / WEIGHTS).write_bytes(b"half")
+    # Somebody else's.
     (tmp_path / "bundle.tmp").mkdir()
-    (tmp_path / "bundle.tmp" / WEIGHTS).write_bytes(b"half")
     assert "is no bundle" in refusal(tmp_path / "bundle")
     save_bundle(bundle, tmp_path / "bundle")
     assert load_bundle(tmp_path / "bundle").model == "rnn28"
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.tmp"]
+
+
+def test_whoever_may_read_the_facts_may_read_the_weights(bundle, tmp_path):
+    save_bundle(bundle, tmp_path / "bundle")
+    assert len({path.stat().st_mode for path in (tmp_path / "bundle").iterdir()}) == 1
 
 
 @pytest.mark.faults

@@ -327,7 +327,7 @@ def test_labels_without_another_set_and_an_unfinished_run_on_another_set_are_tol
     with pytest.raises(UserError, match="--labels is for the records of another set"):
         pcls.evaluate(run, labels="real.json")
     shutil.rmtree(run / "bundle")
-    with pytest.raises(UserError, match="the run is not finished and has no bundle yet"):
+    with pytest.raises(UserError, match="the run has no bundle, which is written when it is finished"):
         pcls.evaluate(run, data="digits")
 
 

@@ -9,6 +9,7 @@ import pytest
 import pcls
 from pcls.data.order import Order
 from pcls.observe.sinks import read_metrics
+from pcls.pretrained.bundle import load_bundle
 from pcls.run.folder import RunFolder
 
 STEPS = 12
@@ -95,6 +96,17 @@ def test_a_damaged_newest_step_costs_its_interval_and_nothing_else(
     assert "checkpoint step 9 is damaged (_CHECKPOINT_METADATA has" in capsys.readouterr().err
     assert (path / "checkpoints" / "9.corrupt").is_dir()
     assert_same(final_state(path), undisturbed)
+
+
+def test_a_finished_run_that_lost_its_bundle_writes_it_again(copied):
+    before = load_bundle(copied / "bundle")
+    shutil.rmtree(copied / "bundle")
+    with pytest.raises(pcls.UserError, match="has no bundle, which is written when it is finished: pcls resume"):
+        pcls.load(copied)
+    pcls.resume(copied)
+    again = load_bundle(copied / "bundle")
+    assert again.metrics == before.metrics
+    assert all(np.array_equal(again.params[path], array) for path, array in before.params.items())
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tiny, finished_run):

@@ -104,6 +104,11 @@ def test_what_is_not_asked_for_costs_nothing(taught, finished_run):
             {"distill.cache": True, "distill.features": 1.0},
             "keeps answers, and distill.features asks the teacher at each step",
         ),
+        (
+            {"distill.teacher": "nowhere"},
+            "distill.teacher nowhere: is neither a run's folder (recipe.yaml) nor a bundle (model.json), nor a name of "
+            "pcls models search; relative paths start in the working directory",
+        ),
         ({"distill.share": 0.0}, "distill.share is 0 (number), and so is distill.features: the teacher has no effect"),
         ({"distill.teacher": "", "distill.share": 0.3}, "distill.share has no effect without distill.teacher"),
         (

@@ -111,7 +111,9 @@ def test_an_unfinished_run_is_refused_with_the_way_on(finished_run, tmp_path):
     shutil.rmtree(path / "bundle")
     with pytest.raises(pcls.UserError) as caught:
         open_bundle(path)
-    assert str(caught.value) == f"{path}: the run is not finished and has no bundle yet; go on with: pcls resume {path}"
+    assert (
+        str(caught.value) == f"{path}: the run has no bundle, which is written when it is finished: pcls resume {path}"
+    )
 
 
 def test_a_folder_that_is_neither_is_refused(tmp_path):

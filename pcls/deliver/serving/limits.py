@@ -98,7 +98,7 @@ NO_METHOD = Refusal(405, "this method is not for this path")
 SLOW_BODY = Refusal(408, "the request took too long to arrive")
 LARGE_BODY = Refusal(413, "the body is too large")
 LARGE_PICTURE = Refusal(413, "the image has too many pixels")
-MANY_FILES = Refusal(413, "the form has more files than a batch")
+MANY_FILES = Refusal(413, "the form has more files than this path takes: predict a batch, explain one")
 NO_TYPE = Refusal(
     415,
     "the header Content-Type is missing or names none of image/jpeg, image/png, image/webp, application/octet-stream "
