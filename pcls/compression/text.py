@@ -52,23 +52,29 @@ def variants_text(variants: Sequence[Variant]) -> str:
 
 
 def slower_text(found: Compressed) -> str:
-    """Where integers for inputs cost time here and gain nothing over those for weights alone; else empty."""
-    if not any(row.inputs for row in found.sensitivities):
-        return ""
-    first, weights, last = found.variants
+    """Where what was written is slower than what it was made of, though something else was hoped for; else empty.
+
+    Integers for inputs are worth their time where they are more accurate than those for weights alone.
+    """
+    first, last = found.variants[0], found.variants[-1]
     slower = [
         (own.median / other.median, own.batch)
         for own, other in zip(last.latencies, first.latencies, strict=True)
         # Beyond what times differ by themselves.
         if own.low > other.high
     ]
-    if not slower or points_lost(first.evaluation, weights.evaluation) > points_lost(first.evaluation, last.evaluation):
+    if not slower:
         return ""
     ratio, batch = max(slower)
-    return (
-        f"int8 inputs are slower than {first.name} on this machine: x {ratio:.2f} in batches of {batch}; integers for "
-        "weights alone are as accurate: --weights-only"
-    )
+    told = f"slower than {first.name} on this machine: x {ratio:.2f} in batches of {batch}"
+    if last.flops < first.flops:
+        return f"fewer FLOPs, and {told}; small networks take their time for other things"
+    weights = found.variants[1]
+    if not any(row.inputs for row in found.sensitivities) or points_lost(
+        first.evaluation, weights.evaluation
+    ) > points_lost(first.evaluation, last.evaluation):
+        return ""
+    return f"int8 inputs are {told}; integers for weights alone are as accurate: --weights-only"
 
 
 def _time(own: Latency, first: Latency, *, beside: bool) -> str:

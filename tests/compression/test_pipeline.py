@@ -95,6 +95,10 @@ def test_integers_for_inputs_that_cost_time_and_gain_nothing_are_told(compressed
     assert told.endswith("--weights-only")
     # As fast, within the noise; or more accurate than weights alone.
     assert not slower_text(replace(compressed, variants=(first, weights, timed(last, 1.1))))
+    narrow = replace(last, flops=first.flops // 2)
+    assert slower_text(replace(compressed, variants=(first, narrow), sensitivities=())).startswith(
+        "fewer FLOPs, and slower than float32 on this machine: x 2.00 in batches of 32; "
+    )
     better = replace(last, evaluation=replace(last.evaluation, top1=0.95))
     assert not slower_text(replace(compressed, variants=(first, weights, better)))
 
