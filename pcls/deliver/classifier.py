@@ -124,9 +124,10 @@ class Classifier:
           images: one or many of what `read` takes, or an array of many. An unreadable one gives a prediction with
             `error`; the others are not disturbed.
         """
-        rank = 2 if self.preprocessing.sequence else 3
-        one = images.ndim <= rank if isinstance(images, np.ndarray) else isinstance(images, Picture)
-        return list(self.stream([images] if one else images))  # type: ignore[list-item, arg-type]
+        if isinstance(images, np.ndarray):
+            rank = 2 if self.preprocessing.sequence else 3
+            return list(self.stream([images] if images.ndim <= rank else images))
+        return list(self.stream([images] if isinstance(images, Picture) else images))
 
     def stream(self, images: Iterable[Picture]) -> Iterator[Prediction]:
         """Like `predict`, batch by batch, for more images than memory holds.
