@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,11 @@ def command(recipe: str | Path, path: Path, settings: dict[str, object]) -> list
     return ["train", str(recipe), *(f"{key}={value}" for key, value in (settings | {"run.dir": path}).items())]
 
 
-def start(arguments: list[str], **options) -> subprocess.Popen:
+def start(arguments: list[str], python: Sequence[str] = (sys.executable,), **options) -> subprocess.Popen:
     """`pcls` in a process of its own, with one device."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "pcls", *arguments], env=environment, stderr=subprocess.PIPE, text=True, **options
+        [*python, "-m", "pcls", *arguments], env=environment, stderr=subprocess.PIPE, text=True, **options
     )
 
 

@@ -3,9 +3,9 @@
 import errno
 import os
 import re
-import resource
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -54,9 +54,17 @@ def disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def refuse_by_limit(size):
-    """What RLIMIT_FSIZE does to a process: no file may grow beyond so many bytes."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+# Not by `preexec_fn`: that forks a process in which jax has started threads.
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def limited_to(size):
+    """What starts a Python none of whose files may grow beyond so many bytes (RLIMIT_FSIZE)."""
+    return [sys.executable, "-c", LIMITED, str(size)]
 
 
 def size_of_data(path):
@@ -75,8 +83,8 @@ def refused(told):
 
 def test_a_file_that_may_not_grow_stops_a_run_which_then_resumes(undisturbed, tmp_path, counted):
     path = tmp_path / "run"
-    limit = refuse_by_limit(size_of_data(undisturbed) // 2)
-    process = start(command("digits_cnn", path, SETTINGS), preexec_fn=limit)
+    limited = limited_to(size_of_data(undisturbed) // 2)
+    process = start(command("digits_cnn", path, SETTINGS), python=limited)
     told = process.communicate()[1]
     assert process.returncode == 2, told
     assert len(refused(told)) == 1
@@ -92,8 +100,8 @@ def test_a_file_that_may_not_grow_stops_a_run_which_then_resumes(undisturbed, tm
 
 def test_a_file_that_may_not_grow_lets_a_run_go_on_where_the_recipe_says_so(undisturbed, tmp_path, counted):
     path = tmp_path / "run"
-    limit = refuse_by_limit(size_of_data(undisturbed) // 2)
-    process = start(command("digits_cnn", path, SETTINGS | {"checkpoint.on_failure": "go_on"}), preexec_fn=limit)
+    limited = limited_to(size_of_data(undisturbed) // 2)
+    process = start(command("digits_cnn", path, SETTINGS | {"checkpoint.on_failure": "go_on"}), python=limited)
     told = process.communicate()[1]
     assert len(refused(told)) == 6
     assert all("the run goes on without it" in line for line in refused(told))

@@ -121,6 +121,8 @@ LATE = """
 import os, signal, sys, threading
 from pcls.run.signals import stop_requests
 
+# A shell starts what runs in its background with interrupts ignored; Python then ignores them too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with stop_requests(lambda text: print(text, flush=True), float(sys.argv[2])) as requested:
     os.kill(os.getpid(), getattr(signal, sys.argv[1]))
     assert requested(1)
@@ -139,12 +141,5 @@ def test_what_is_not_saved_in_time_is_given_up(name):
 
 @pytest.mark.parametrize(("name", "within"), [("SIGINT", "0.5"), ("SIGTERM", "0"), ("SIGTERM", "60")])
 def test_who_asks_by_ctrl_c_waits_and_so_does_who_gives_time(name, within):
-    # A shell starts what runs in its background with interrupts ignored; `python -c` then ignores them too.
-    done = subprocess.run(
-        [sys.executable, "-c", LATE, name, within],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    done = subprocess.run([sys.executable, "-c", LATE, name, within], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "done in time"), done.stderr
