@@ -26,7 +26,7 @@ demo: $(STAMP)  ## pretrain, fine-tune on 25 images, compare, report: under 3 mi
 test: lint types  ## lint, types, then the tests that are no target of their own: under 12 minutes on two CPU cores
 	$(VENV)/bin/pytest -m "not system and not peer and not tpu and not slurm" --ignore tests/faults $(IN_PARALLEL)
 
-test-system: $(STAMP)  ## whole programs: every page of docs, several processes, signals and kills, each recipe
+test-system: $(STAMP)  ## whole programs (pages of docs, processes, kills, recipes) and large networks
 	$(VENV)/bin/pytest -m system --ignore tests/faults $(IN_PARALLEL)
 
 test-faults: $(STAMP)  ## kills, damaged files, full disks, other devices, stops at every step; with a table of counts

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(REPO / ".cache" / f"xla-{PYTHON}")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+# A shell starts what runs in its background with interrupts ignored, and all that is started by that inherits it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

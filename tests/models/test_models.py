@@ -100,6 +100,7 @@ def logits_shape(definition, *image_shape: int) -> jax.ShapeDtypeStruct:
     return logits
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
 def test_the_parameter_count_is_the_published_one(name, count):
     assert customary_model(name).parameter_count == count
@@ -352,6 +353,7 @@ def _tree(arrays):
     )
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("group_size", [None, 4])
 def test_bottlenecks_compute_the_same_in_the_way_of_a_tpu(group_size):
     model = thin("bottlenecks")
@@ -541,6 +543,7 @@ def test_stochastic_depth_rises_linearly_and_no_two_layers_drop_alike(kind):
     assert len({drop.place for drop in drops}) == len(drops)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("option", ["dropout", "drop_path"])
 @pytest.mark.parametrize("kind", ["basic", "convnext", "efficientnet"])
 def test_what_is_dropped_is_dropped_in_training_only(kind, option):
@@ -558,6 +561,7 @@ def test_what_is_dropped_is_dropped_in_training_only(kind, option):
     assert np.abs(trained[0] - trained[1]).max() > 0.01
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("kind", ["basic", "convnext", "efficientnet"])
 def test_remat_of_stages_changes_no_number(kind):
     policies = {}, {"remat": ("inputs", "none", "products", "none")}

@@ -121,6 +121,7 @@ def test_another_failure_is_no_full_memory(monkeypatch):
 
 
 # Larger ones of a family differ in numbers only, and take ten seconds each to trace.
+@pytest.mark.system
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - {"sequencer2d_m", "sequencer2d_l", "rglru2d_s"}))
 def test_every_model_can_be_measured_at_its_customary_size(name):
     entry = model_entry(name)
