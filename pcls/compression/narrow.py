@@ -118,6 +118,8 @@ def narrowed(
     whole = _flops(bundle)
     with tempfile.TemporaryDirectory() as place:
         for step in range(1, steps + 1):
+            if step > 1 and goal.fits and goal.fits(bundle):
+                return
             # The step before may have removed a little more than was asked for.
             share = min(1 - 1e-6, goal.share ** (step / steps) * whole / _flops(bundle))
             narrower = without_some(bundle, share, score)
@@ -128,7 +130,7 @@ def narrowed(
             say(f"step {step} of {steps}: {left:.1%} of the FLOPs are left; training for {recovery.length}")
             bundle, evaluation = recovery(bundle, Path(place) / str(step))
             yield left, bundle, evaluation
-            if not allowed(evaluation) or (goal.fits and goal.fits(bundle)):
+            if not allowed(evaluation):
                 return
 
 

@@ -200,7 +200,9 @@ def _fault(wanted: Target, variants: list[Variant], max_loss: float, bits: Bits,
         enough = [one for one in variants[1:-1] if points_lost(first.evaluation, one.evaluation) <= max_loss + 1e-9]
         advice = f"{'' if weights_only else '--weights-only, or '}training with train.quantize (docs/compress.md)"
         if wanted.kind != "int8":
-            reached = f"--target {_reached(wanted, first, enough[-1])}, " if enough else ""
+            # Of a size only the last one has integers: the files of those before say nothing of it.
+            tells = enough and wanted.kind != "size"
+            reached = f"--target {_reached(wanted, first, enough[-1])}, " if tells else ""
             fewer_bits = "--bits 4, " if wanted.kind == "size" and bits == 8 else ""
             advice = f"{reached}{fewer_bits}a longer --finetune, more --steps, or a larger --max-loss"
         return (
@@ -217,10 +219,6 @@ def _fault(wanted: Target, variants: list[Variant], max_loss: float, bits: Bits,
 
 def _reached(wanted: Target, first: Variant, one: Variant) -> str:
     """What a variant would have been enough for."""
-    match wanted.kind:
-        case "flops":
-            return f"flops={one.flops / first.flops:.3g}"
-        case "latency":
-            return f"latency={1000 * one.latencies[0].median:.0f}us"
-        case _:
-            return f"size={-(-one.file_bytes // 1000)}kB"
+    if wanted.kind == "flops":
+        return f"flops={one.flops / first.flops:.3g}"
+    return f"latency={1000 * one.latencies[0].median:.0f}us"

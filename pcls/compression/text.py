@@ -69,12 +69,10 @@ def slower_text(found: Compressed) -> str:
     told = f"slower than {first.name} on this machine: x {ratio:.2f} in batches of {batch}"
     if last.flops < first.flops:
         return f"fewer FLOPs, and {told}; small networks take their time for other things"
-    weights = found.variants[1]
-    if not any(row.inputs for row in found.sensitivities) or points_lost(
-        first.evaluation, weights.evaluation
-    ) > points_lost(first.evaluation, last.evaluation):
-        return ""
-    return f"int8 inputs are {told}; integers for weights alone are as accurate: --weights-only"
+    weights_lost, lost = (points_lost(first.evaluation, one.evaluation) for one in (found.variants[1], last))
+    if any(row.inputs for row in found.sensitivities) and weights_lost <= lost:
+        return f"int8 inputs are {told}; integers for weights alone are as accurate: --weights-only"
+    return ""
 
 
 def _time(own: Latency, first: Latency, *, beside: bool) -> str:

@@ -64,8 +64,7 @@ def tradeoff_svg(kind: str, variants: Sequence[Variant]) -> str:
 
 def _names(names: Sequence[str], xs: Sequence[float], ys: Sequence[float]) -> list[str]:
     """A name beside each point, above it or below, where no other name and no point is."""
-    points = [(x - 5, y - 5, x + 5, y + 5) for x, y in zip(xs, ys, strict=True)]
-    taken, parts = list(points), []
+    taken, parts = [(x - 5, y - 5, x + 5, y + 5) for x, y in zip(xs, ys, strict=True)], []
     for name, x, y in zip(names, xs, ys, strict=True):
         wide = LETTER * len(name)
         # To the left of the right half's points: the name would run out of the picture.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -63,7 +64,7 @@ def decode(
     part = None if draws is None else random_part(data, preprocessing, draws)
     if part is not None:
         return resized(part, preprocessing, out)
-    return _into(out, _by_pillow(data, preprocessing, draws))
+    return _into(out, _by_pillow(lambda: open_image(data), len(data), preprocessing, draws))
 
 
 def random_part(data: bytes, preprocessing: Preprocessing, draws: np.ndarray) -> np.ndarray | None:
@@ -167,25 +168,24 @@ def fit_opened(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """The evaluation crop of what Pillow has opened, which may not be decoded yet; DecodeError as `decode`."""
     if preprocessing.channels not in (GREY, RGB):
         raise DecodeError(f"a picture has no {preprocessing.channels} channels; they come as an array")
-    try:
-        return fit(upright(image), preprocessing)
-    # As below.
-    except Exception as error:
-        raise DecodeError(" ".join(str(error).split())[:120] or type(error).__name__) from error
+    return _by_pillow(lambda: image, None, preprocessing, None)
 
 
-def _by_pillow(data: bytes, preprocessing: Preprocessing, draws: np.ndarray | None) -> np.ndarray:
+def _by_pillow(
+    opened: Callable[[], Image.Image], length: int | None, preprocessing: Preprocessing, draws: np.ndarray | None
+) -> np.ndarray:
+    """What is opened, upright and cut to size; it comes from so many bytes, None: nobody knows."""
     try:
         # Warnings are PIL's word for damaged EXIF data, which spoils no pixel, and for pictures between once and twice
         # its own limit; ours is the one that holds.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            return fit(upright(open_image(data)), preprocessing, draws)
+            return fit(upright(opened()), preprocessing, draws)
     except DecodeError:
         raise
     # PIL's parsers raise whatever a damaged file makes them meet: struct.error, TypeError, a bomb's error.
     except Exception as error:
-        raise DecodeError(reason(error, len(data))) from error
+        raise DecodeError(reason(error, length)) from error
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -299,8 +299,10 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def reason(error: Exception, length: int) -> str:
-    """What Pillow met in a file of so many bytes, in a few words."""
+def reason(error: Exception, length: int | None) -> str:
+    """What Pillow met in a file of so many bytes, None: of an unknown number, in a few words."""
+    if length is None:
+        return " ".join(str(error).split())[:120] or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         return f"not a JPEG, PNG or WebP image, {length:,} bytes"
     if isinstance(error, Image.DecompressionBombError):
