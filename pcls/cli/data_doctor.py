@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pcls.atomic import atomic_write
 from pcls.cli.progress import Progress
 from pcls.errors import UserError
 
@@ -77,10 +77,5 @@ def _check_can_be_written(file: Path) -> None:
 
 def _write(file: Path, content: str) -> None:
     """Whole or not at all; lone surrogates become the bytes of the file names that they came from."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode("utf-8", "surrogateescape"))
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic_write(file, content.encode("utf-8", "surrogateescape"))
     typer.echo(f"wrote {file}", err=True)

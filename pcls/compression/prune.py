@@ -20,8 +20,9 @@ from pcls.nn.module import Arrays, ModelDef
 
 Score = Literal["l2", "l1", "scale"]
 
-# Channels are removed so many at once, of small layers one by one: 21 channels take as long as 32 (cnn28, 2 CPU cores).
-STEP = 4
+# So many channels are removed at once, and at most a quarter of what a layer has: half of ResNet-18's FLOPs takes 0.60
+# of its time in thirty-twos, 0.68 in eights and 0.81 in fours (batches of 32, 2 CPU cores, jax 0.10).
+STEP = 32
 # Of BatchNorm's variance.
 EPS = 1e-5
 
@@ -150,42 +151,53 @@ class _Costs:
 
 def _counts(scores: Sequence[np.ndarray], groups: Sequence[Channels], costs: _Costs, flops: float) -> np.ndarray:
     """How many channels of each group are kept."""
-    counts = np.array([len(own) for own in scores])
-    steps = np.where(counts >= 4 * STEP, STEP, 1)
-    losses = [_losses(own, step, len(group.makers)) for own, step, group in zip(scores, steps, groups, strict=True)]
+    ladders = [_ladder(len(own)) for own in scores]
+    losses = [
+        _losses(own, ladder, len(group.makers)) for own, ladder, group in zip(scores, ladders, groups, strict=True)
+    ]
     most = flops * costs.whole + 0.5
-    one = np.eye(len(counts), dtype=np.int64)
-    removed = np.zeros(len(counts), np.int64)
+    one = np.eye(len(ladders), dtype=np.int64)
+    steps = np.zeros(len(ladders), np.int64)
 
-    def left(removed: np.ndarray) -> float:
-        return costs(counts - steps * removed)
+    def counts(steps: np.ndarray) -> np.ndarray:
+        return np.array([ladder[step] for ladder, step in zip(ladders, steps, strict=True)])
+
+    def left(steps: np.ndarray) -> float:
+        return costs(counts(steps))
 
     def price(place: int) -> float:
         """Of the next step: what is lost for each FLOP that is saved."""
-        lost = losses[place][removed[place] + 1] - losses[place][removed[place]]
-        return lost / (left(removed) - left(removed + one[place]))
+        lost = losses[place][steps[place] + 1] - losses[place][steps[place]]
+        return lost / (left(steps) - left(steps + one[place]))
 
-    while left(removed) > most:
-        # One step of each stays.
-        open_ = [place for place, own in enumerate(losses) if removed[place] + 2 < len(own)]
+    while left(steps) > most:
+        open_ = [place for place, ladder in enumerate(ladders) if steps[place] + 1 < len(ladder)]
         if not open_:
             raise UserError(
                 f"to keep {flops:.3g} of the FLOPs is not possible: with the fewest channels "
-                f"{left(removed) / costs.whole:.3g} are left; choose a larger share, or a smaller model"
+                f"{left(steps) / costs.whole:.3g} are left; choose a larger share, or a smaller model"
             )
-        removed += one[min(open_, key=price)]
+        steps += one[min(open_, key=price)]
     # The last step may have been a large one: what still fits comes back, that which costs most first.
-    for place in sorted(np.flatnonzero(removed), key=lambda place: losses[place][removed[place]], reverse=True):
-        while removed[place] and left(removed - one[place]) <= most:
-            removed -= one[place]
-    return counts - steps * removed
+    for place in sorted(np.flatnonzero(steps), key=lambda place: losses[place][steps[place]], reverse=True):
+        while steps[place] and left(steps - one[place]) <= most:
+            steps -= one[place]
+    return counts(steps)
 
 
-def _losses(scores: np.ndarray, step: int, makers: int) -> np.ndarray:
-    """[1 + steps] what is lost after so many steps: the square of the scores that are gone over those that stay.
+def _ladder(count: int) -> list[int]:
+    """How many of so many channels may be kept, from all to one."""
+    kept = [count]
+    while kept[-1] > 1:
+        most = min(STEP, max(1, kept[-1] // 4))
+        kept.append(kept[-1] - 2 ** (most.bit_length() - 1))
+    return kept
+
+
+def _losses(scores: np.ndarray, ladder: Sequence[int], makers: int) -> np.ndarray:
+    """What is lost with each of the counts: the square of the scores that are gone over those that stay.
 
     Small changes of many channels add up as squares; by the plain sum, layers whose scores differ most would lose all.
     """
-    of_steps = np.sort(scores)[: len(scores) // step * step].reshape(-1, step).sum(1)
-    gone = np.append(0.0, np.cumsum(of_steps))
+    gone = np.append(0.0, np.cumsum(np.sort(scores)))[[len(scores) - kept for kept in ladder]]
     return makers * (gone / np.maximum(1 - gone, 1e-9)) ** 2

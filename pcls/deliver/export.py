@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pcls.atomic import atomic_path
 from pcls.data.augment import normalise
 from pcls.data.preprocessing import Preprocessing
 from pcls.deliver.export_parity import BATCH_SIZE, OF_FLOATS, OF_ROUNDED, Batch, Parity, Sample, compare
@@ -147,21 +146,14 @@ def _notices(bundle: Bundle, form: str) -> tuple[str, ...]:
 
 @contextmanager
 def _in_place(out: Path, beside: Path | None) -> Iterator[tuple[Path, Path | None]]:
-    """Paths in a folder beside `out`, renamed into place at the end; nothing is left of what fails."""
-    folder = out.with_name(f".{out.name}.tmp-{os.getpid()}")
-    shutil.rmtree(folder, ignore_errors=True)
-    part, part_beside = folder / out.name, None if beside is None else folder / beside.name
+    """Paths beside both, renamed into place at the end; nothing is left of what fails."""
     try:
-        folder.mkdir(parents=True)
-        yield part, part_beside
-        if beside is not None and part_beside is not None:
-            part_beside.rename(beside)
-        # Last: where it is, the other is.
-        part.rename(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # `out` is renamed last: where it is, the other is.
+        with atomic_path(out) as part, nullcontext() if beside is None else atomic_path(beside) as part_beside:
+            yield part, part_beside
     except OSError as error:
         raise UserError(f"{out}: could not be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Program:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pcls.atomic import atomic_path
 from pcls.data.sources.folder import shown
 from pcls.data.sources.targets import SEPARATOR
 from pcls.deliver.classifier import Classifier, Prediction
@@ -174,16 +174,13 @@ def _to_stream(form: str, stream: TextIO, layout: Layout) -> AbstractContextMana
 
 @contextmanager
 def _to_file(form: str, layout: Layout, path: Path) -> Iterator[Write]:
-    temporary = path.with_name(f".{path.name[:100]}.tmp-{os.getpid()}")
     try:
-        to = parquet(temporary, layout) if form == "parquet" else _to_text_file(form, temporary, layout)
-        with to as write:
-            yield write
-        temporary.replace(path)
+        with atomic_path(path) as part:
+            to = parquet(part, layout) if form == "parquet" else _to_text_file(form, part, layout)
+            with to as write:
+                yield write
     except OSError as error:
         raise UserError(f"--out {path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

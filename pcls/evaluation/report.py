@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pcls.atomic import atomic_write
 from pcls.errors import UserError
 from pcls.evaluation.charts import History, charts, overlaid, speed_charts
 from pcls.evaluation.metrics import Evaluation
@@ -159,14 +159,7 @@ def write_png(report: RunReport | RunsReport, path: Path) -> Path:
 def write_whole(content: str | bytes, path: Path) -> Path:
     """Writes a file, whole or not at all; makes its folder if that is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, because a rename is atomic only within a file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return atomic_write(path, content)
 
 
 def report_json(report: RunReport | RunsReport) -> dict[str, Any]:

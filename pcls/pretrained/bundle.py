@@ -6,10 +6,8 @@ it is a secret or a place on the machine that made it.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +19,7 @@ from jax import Array
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from pcls.atomic import atomic_path
 from pcls.config.model import ModelSection
 from pcls.data.preprocessing import Preprocessing
 from pcls.errors import UserError
@@ -125,51 +124,61 @@ class Bundle:
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
-    """Writes a bundle beside `folder` and renames it into place, so that no half bundle is ever found there."""
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    # What a killed save left.
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.tmp-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Writes a bundle, whole or not at all; it takes the place of what is there.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder) as part:
+            _write_files(bundle, part)
+            if folder.exists():
+                shutil.rmtree(folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: the bundle could not be written ({error})") from error
+
+
+def _write_files(bundle: Bundle, folder: Path) -> None:
     tensors = {f"params/{path}": array for path, array in bundle.params.items()}
     tensors |= {f"stats/{path}": array for path, array in bundle.stats.items()}
     if bundle.quantization is not None:
         tensors |= quantized.to_tensors(bundle.quantization)
-    try:
-        temporary.mkdir(parents=True)
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary / WEIGHTS)
-        facts: dict[str, Any] = {
-            "format": FORMAT,
-            "model": bundle.model,
-            "options": dict(bundle.options),
-            "class_names": list(bundle.class_names),
-            "preprocessing": bundle.preprocessing.to_json(),
-            "precision": bundle.precision,
-            "metrics": dict(bundle.metrics),
-            "origin": dict(bundle.origin),
-            "weights_sha256": _sha256(temporary / WEIGHTS),
-        }
-        if bundle.calibration is not None:
-            facts["calibration"] = vars(bundle.calibration)
-        if bundle.thresholds:
-            facts["thresholds"] = list(bundle.thresholds)
-        if bundle.training is not None:
-            facts["training"] = bundle.training.to_json()
-        if bundle.quantization is not None:
-            facts["quantization"] = quantized.to_json(bundle.quantization)
-        facts["facts_sha256"] = _facts_sha256(facts)
-        (temporary / FACTS).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        # Integers make zeros of what is merely small.
-        zeros = _zeros(bundle.params) if bundle.quantization is None else 0.0
-        card = card_text(facts, sum(array.size for array in bundle.params.values()), zeros)
-        (temporary / CARD).write_text(card, encoding="utf-8")
-        # safetensors lets nobody else read it.
-        shutil.copymode(temporary / FACTS, temporary / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{folder}: the bundle could not be written ({error})") from error
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    folder.mkdir()
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / WEIGHTS)
+    facts = _facts(bundle, _sha256(folder / WEIGHTS))
+    (folder / FACTS).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Integers make zeros of what is merely small.
+    zeros = _zeros(bundle.params) if bundle.quantization is None else 0.0
+    card = card_text(facts, sum(array.size for array in bundle.params.values()), zeros)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    # safetensors lets nobody else read it.
+    shutil.copymode(folder / FACTS, folder / WEIGHTS)
+
+
+def _facts(bundle: Bundle, weights_sha256: str) -> dict[str, Any]:
+    """What model.json says."""
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "model": bundle.model,
+        "options": dict(bundle.options),
+        "class_names": list(bundle.class_names),
+        "preprocessing": bundle.preprocessing.to_json(),
+        "precision": bundle.precision,
+        "metrics": dict(bundle.metrics),
+        "origin": dict(bundle.origin),
+        "weights_sha256": weights_sha256,
+    }
+    if bundle.calibration is not None:
+        facts["calibration"] = vars(bundle.calibration)
+    if bundle.thresholds:
+        facts["thresholds"] = list(bundle.thresholds)
+    if bundle.training is not None:
+        facts["training"] = bundle.training.to_json()
+    if bundle.quantization is not None:
+        facts["quantization"] = quantized.to_json(bundle.quantization)
+    facts["facts_sha256"] = _facts_sha256(facts)
+    return facts
 
 
 def _zeros(params: Mapping[str, np.ndarray]) -> float:

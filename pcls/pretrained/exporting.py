@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from pcls.atomic import atomic_path
 from pcls.errors import UserError
 from pcls.pretrained.bundle import Bundle
 from pcls.pretrained.exchange import export_weights
@@ -37,22 +36,16 @@ def export_timm(bundle: Bundle, out: Path) -> None:
     alone = out.suffix == ".safetensors"
     if out.is_dir() or (out.exists() and not alone):
         raise UserError(f"{out}: is there already; name another by --out")
-    part = out.with_name(f".{out.name}.tmp-{os.getpid()}")
-    _remove(part)
+    weights = export_weights(dict(bundle.params), dict(bundle.stats), names)
     try:
-        part.mkdir(parents=True)
-        save_file(export_weights(dict(bundle.params), dict(bundle.stats), names), part / WEIGHTS, METADATA)
-        if alone:
-            (part / WEIGHTS).rename(out)
-        else:
-            text = json.dumps(config_of(bundle), indent=2, ensure_ascii=False)
-            (part / CONFIG).write_text(text + "\n", encoding="utf-8")
-            part.rename(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(out) as part:
+            if alone:
+                save_file(weights, part, METADATA)
+            else:
+                part.mkdir()
+                save_file(weights, part / WEIGHTS, METADATA)
+                text = json.dumps(config_of(bundle), indent=2, ensure_ascii=False)
+                (part / CONFIG).write_text(text + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out}: could not be written ({error})") from error
-    finally:
-        _remove(part)
-
-
-def _remove(part: Path) -> None:
-    shutil.rmtree(part, ignore_errors=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from pcls.atomic import atomic_write
 from pcls.checkpoint.manifest import NAME, Damaged, Manifest, verify
 from pcls.checkpoint.store import manifest_of, problem_of
 from pcls.data.sources.remote import file_system, is_url, without_secrets
@@ -99,9 +100,7 @@ class _Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file at the top, whole or not at all."""
-        temporary = self._run.path / f"{name}.tmp"
-        temporary.write_bytes(data)
-        temporary.replace(self._run.path / name)
+        atomic_write(self._run.path / name, data)
 
     def copy(self, source: Path, manifest: Manifest) -> None:
         """Copies a step."""

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from pcls.atomic import atomic_path
 from pcls.checkpoint.store import CheckpointStore
 from pcls.config import Recipe
 from pcls.config.data import DataSection
@@ -281,9 +282,8 @@ def open_run_data(folder: RunFolder, recipe: Recipe) -> Dataset:
 def keep_evaluation(folder: RunFolder, evaluation: Evaluated, predictions: Predictions | LabelScores) -> None:
     """Writes what `read_evaluation` reads, of runs whose records have one label."""
     folder.write_json(EVALUATION, evaluation.facts())
-    temporary = folder.path / f"tmp-{PREDICTIONS}"
-    np.savez_compressed(temporary, **vars(predictions))
-    temporary.replace(folder.path / PREDICTIONS)
+    with atomic_path(folder.path / PREDICTIONS) as part, part.open("wb") as file:
+        np.savez_compressed(file, **vars(predictions))
 
 
 def read_evaluation(folder: RunFolder) -> tuple[Evaluation, Predictions] | None:

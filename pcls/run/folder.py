@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from pcls.atomic import atomic_write
 from pcls.config import Recipe, dump_recipe, load_recipe
 from pcls.errors import UserError
 from pcls.run.lock import LEASE, Seen, keep, since, take
@@ -58,7 +59,7 @@ class RunFolder:
         """Makes the folder with its recipe; UserError where it cannot be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _write(self.recipe_file, dump_recipe(recipe))
+            atomic_write(self.recipe_file, dump_recipe(recipe))
         except OSError as error:
             raise UserError(f"run.dir {self.path}: cannot be written ({error.strerror})") from error
 
@@ -101,7 +102,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file of the folder atomically."""
-        _write(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        atomic_write(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -134,9 +135,3 @@ class RunFolder:
             )
         with keep(lock):
             yield
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
