@@ -9,6 +9,9 @@ PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 IN_PARALLEL = -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
+# It asks for an xdsl that pydantic cannot stand beside, and does not need it (docs/export.md).
+WITHOUT_DEPENDENCIES = litert-converter==0.5.0
+
 # A stamp is written last, so that an interrupted installation is made again.
 STAMP = $(VENV)/.pcls-installed
 PEERS_STAMP = $(PEERS_VENV)/.pcls-installed
@@ -88,12 +91,14 @@ $(STAMP): pyproject.toml $(wildcard constraints/*.txt)
 	if command -v uv >/dev/null; then \
 	    echo "pcls: $(VENV): installing with uv and $(PYTHON) ($${constraints:-newest versions})"; \
 	    uv venv --quiet --python "$(PYTHON)" $(VENV) && \
-	    uv pip install --quiet --python $(VENV)/bin/python $${constraints:+-c $$constraints} -e ".[test]"; \
+	    uv pip install --quiet --python $(VENV)/bin/python $${constraints:+-c $$constraints} -e ".[test]" && \
+	    uv pip install --quiet --python $(VENV)/bin/python --no-deps $(WITHOUT_DEPENDENCIES); \
 	else \
 	    $(check-venv); \
 	    echo "pcls: $(VENV): installing with pip and $(PYTHON) ($${constraints:-newest versions}); takes minutes"; \
 	    "$(PYTHON)" -m venv $(VENV) && \
-	    $(VENV)/bin/python -m pip install -qq $${constraints:+-c $$constraints} -e ".[test]"; \
+	    $(VENV)/bin/python -m pip install -qq $${constraints:+-c $$constraints} -e ".[test]" && \
+	    $(VENV)/bin/python -m pip install -qq --no-deps $(WITHOUT_DEPENDENCIES); \
 	fi
 	@echo "$(PYTHON)" > $(VENV)/.pcls-python
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -43,11 +44,22 @@ def onnx(folder: Path, name: str = "a.onnx") -> Run:
     return lambda image: session.run(None, {"images": image})[0]
 
 
+def litert(folder: Path, name: str = "a.tflite") -> Run:
+    """The exported file, by LiteRT on all cores."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    cores = len(os.sched_getaffinity(0))
+    classify = Interpreter(str(folder / name), num_threads=cores).get_signature_runner()
+    return lambda image: classify(images=image)["logits"]
+
+
 CONTENDERS: dict[str, Callable[[Path], Run]] = {
     "pcls.load": loaded,
     "pcls export --to stablehlo --platforms cpu": stablehlo,
     "onnxruntime": onnx,
     "onnxruntime, int8": partial(onnx, name="int8.onnx"),
+    "LiteRT": litert,
+    "LiteRT, int8": partial(litert, name="int8.tflite"),
 }
 
 

@@ -23,7 +23,7 @@ from _worker import Worker, median_and_range, rates_in_turn
 from pcls.compression.quantize import input_ranges, with_integers
 from pcls.data.pipeline import Batch
 from pcls.data.preprocessing import Preprocessing, SequenceFeatures, imagenet_statistics
-from pcls.deliver.export import export_bundle
+from pcls.deliver.export import SUFFIXES, export_bundle
 from pcls.deliver.export_parity import OF_FLOATS, OF_ROUNDED, sample_of
 from pcls.errors import UserError
 from pcls.models.registry import define_model, model_entry
@@ -36,7 +36,7 @@ MODELS = (
 )
 QUANTIZED = ("cnn28", "resnet50")
 CLASSES, GATE = 10, 1.5
-LOADED, _, PEER, _ = CONTENDERS
+LOADED, _, PEER, *_ = CONTENDERS
 
 
 def random_bundle(name: str) -> Bundle:
@@ -73,11 +73,11 @@ def parities(models: list[str], quantized: list[str]) -> list[list[str]]:
     for name in (*models, *(f"{name}, int8" for name in quantized)):
         base, _, small = name.partition(", ")
         bundle = in_int8(random_bundle(base)) if small else random_bundle(base)
-        for to in ("onnx", "stablehlo"):
+        for to in ("onnx", "stablehlo", "litert"):
             with tempfile.TemporaryDirectory() as folder:
                 sample = lambda: sample_of(Path(folder), "", bundle.preprocessing)  # noqa: B023, E731
                 try:
-                    done = export_bundle(bundle, to, Path(folder) / f"a.{to}", sample, with_preprocessing=True)
+                    done = export_bundle(bundle, to, Path(folder) / f"a{SUFFIXES[to]}", sample, with_preprocessing=True)
                 except UserError as error:
                     rows.append([name, to, "", str(error), "", ""])
                     continue
@@ -94,9 +94,13 @@ def latencies(name: str, images: int, rounds: int) -> list[list[str]]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         save_bundle(bundle, folder / "bundle")
-        files = (("a.onnx", bundle, ()), ("cpu.stablehlo", bundle, ("cpu",)), ("int8.onnx", in_int8(bundle), ()))
+        small = in_int8(bundle)
+        files = (
+            *(("a.onnx", bundle, ()), ("int8.onnx", small, ()), ("cpu.stablehlo", bundle, ("cpu",))),
+            *(("a.tflite", bundle, ()), ("int8.tflite", small, ())),
+        )
         for out, model, platforms in files:
-            to = out.rpartition(".")[2]
+            to = next(form for form, suffix in SUFFIXES.items() if out.endswith(suffix))
             sample = lambda: sample_of(folder, "", bundle.preprocessing)  # noqa: E731
             export_bundle(model, to, folder / out, sample, with_preprocessing=True, platforms=platforms)
         image = np.random.default_rng(0).integers(0, 256, (1, *bundle.preprocessing.shape), np.uint8)
@@ -126,7 +130,7 @@ def main() -> None:
         "Exported programs beside the models that they were made of",
         ["model", "format", "MB", "relative L2 of logits", "largest difference", "same class"],
         parities(models, quantized),
-        packages=["jax", "onnx", "onnxruntime"],
+        packages=["jax", "onnx", "onnxruntime", "litert-converter", "ai-edge-litert"],
         note=(
             f"benchmarks/export.py; random weights and images, preprocessing inside, BatchNorm folded in the exported "
             f"program and not in the model. Gate: relative L2 at most {OF_FLOATS.relative:.0e}, of int8 "
@@ -138,7 +142,7 @@ def main() -> None:
             f"One image at a time, {arguments.latency}, CPU, all cores",
             ["contender", "ms", "its time / onnxruntime's", "gate"],
             latencies(arguments.latency, arguments.images, arguments.rounds),
-            packages=["jax", "onnxruntime", "numpy"],
+            packages=["jax", "onnxruntime", "ai-edge-litert", "numpy"],
             note=(
                 f"benchmarks/export.py, {arguments.rounds} rounds of {arguments.images} in turn; median (range), "
                 "ratios within a round; the same weights, uint8 in, logits or probabilities out."

@@ -500,7 +500,7 @@ def export(
 
     Args:
       source: a run, its folder, a bundle's folder, or public weights by name.
-      to: `stablehlo`, `onnx`, or `safetensors` (weights by timm's names).
+      to: `stablehlo`, `onnx`, `litert`, or `safetensors` (weights by timm's names).
       out: a new file; empty: the source's name with the format's ending, in the working folder.
       with_preprocessing: the program takes uint8 images at the model's size and normalises them itself.
       platforms: of StableHLO, some of `cpu`, `cuda`, `rocm` and `tpu`; empty: all but rocm.

@@ -11,12 +11,16 @@ import pytest
 from pcls.atomic import atomic_path, atomic_write
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_a_file_takes_the_place_of_another(tmp_path):
     path = tmp_path / "facts.json"
     path.write_text("old")
     assert atomic_write(path, "né") == path
     assert path.read_bytes() == "né".encode()
-    assert os.listdir(tmp_path) == ["facts.json"]
+    assert names(tmp_path) == ["facts.json"]
 
 
 def test_what_fails_leaves_the_old_and_nothing_else(tmp_path):
@@ -26,7 +30,7 @@ def test_what_fails_leaves_the_old_and_nothing_else(tmp_path):
         part.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["facts.json"]
+    assert names(tmp_path) == ["facts.json"]
 
 
 def test_a_folder_appears_with_all_that_is_in_it(tmp_path):
@@ -35,7 +39,7 @@ def test_a_folder_appears_with_all_that_is_in_it(tmp_path):
         (part / "weights").write_bytes(b"1")
         assert not (tmp_path / "bundle").exists()
     assert (tmp_path / "bundle" / "weights").read_bytes() == b"1"
-    assert os.listdir(tmp_path) == ["bundle"]
+    assert names(tmp_path) == ["bundle"]
 
 
 def test_what_a_killed_process_left_goes_and_what_others_write_stays(tmp_path):
@@ -44,9 +48,9 @@ def test_what_a_killed_process_left_goes_and_what_others_write_stays(tmp_path):
     program += " part.write_text('half'); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], check=False)
     (tmp_path / f".a.tmp-{os.getppid()}").write_text("of a process that lives")
-    assert len(os.listdir(tmp_path)) == 2
+    assert len(names(tmp_path)) == 2
     atomic_write(tmp_path / "a", b"whole")
-    assert sorted(os.listdir(tmp_path)) == [f".a.tmp-{os.getppid()}", "a"]
+    assert names(tmp_path) == [f".a.tmp-{os.getppid()}", "a"]
 
 
 def test_names_may_be_as_long_as_the_file_system_allows(tmp_path):

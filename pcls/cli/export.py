@@ -16,6 +16,7 @@ class Format(StrEnum):
 
     stablehlo = "stablehlo"
     onnx = "onnx"
+    litert = "litert"
     safetensors = "safetensors"
 
 
@@ -24,7 +25,10 @@ def export(
         str, typer.Argument(help="The folder of a finished run or of a bundle, or a name of `pcls models search`.")
     ],
     to: Annotated[
-        Format, typer.Option("--to", help="A program (StableHLO for JAX, ONNX), or weights by timm's names.")
+        Format,
+        typer.Option(
+            "--to", help="A program (StableHLO for JAX, ONNX, LiteRT for phones), or weights by timm's names."
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="A new file; else the source's name with the format's.")] = None,
     with_preprocessing: Annotated[

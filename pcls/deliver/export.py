@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -18,18 +19,22 @@ from pcls.atomic import atomic_path
 from pcls.data.augment import normalise
 from pcls.data.preprocessing import Preprocessing
 from pcls.deliver.export_parity import BATCH_SIZE, OF_FLOATS, OF_ROUNDED, Batch, Parity, Sample, compare
-from pcls.deliver.export_quantized import Marked, Stored, with_gains
+from pcls.deliver.export_quantized import Marked, Stored, Told, with_gains
 from pcls.errors import UserError, first_line
 from pcls.models.folding import fold_batch_norm
 from pcls.nn.module import Arrays
 from pcls.nn.platform import compiling_for
+from pcls.nn.quantized import Arithmetic, Quantization
 from pcls.pretrained.bundle import Bundle
 from pcls.pretrained.exporting import export_timm
 
-FORMATS = ("stablehlo", "onnx", "safetensors")
+FORMATS = ("stablehlo", "onnx", "litert", "safetensors")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-SUFFIXES = {"stablehlo": ".stablehlo", "onnx": ".onnx", "safetensors": ".safetensors"}
-# Of the JSON file beside a StableHLO program.
+SUFFIXES = {"stablehlo": ".stablehlo", "onnx": ".onnx", "litert": ".tflite", "safetensors": ".safetensors"}
+ARITHMETIC: Mapping[str, Callable[[Quantization], Arithmetic]] = {"stablehlo": Stored, "onnx": Marked, "litert": Told}
+# Programs that hold no more than themselves: a JSON file beside them tells the rest.
+BESIDE = ("stablehlo", "litert")
+# Of that file.
 FACTS_FORMAT = 1
 
 
@@ -90,9 +95,9 @@ def export_bundle(
     if form == "safetensors":
         export_timm(bundle, out)
         return Exported(out, None, out.stat().st_size, "weights by timm's names", None, _notices(bundle, form))
-    write = _write_onnx if form == "onnx" else _write_stablehlo
+    write = {"onnx": _write_onnx, "litert": _write_litert, "stablehlo": _write_stablehlo}[form]
     program = _Program(bundle, form, with_preprocessing)
-    beside = out.with_name(f"{out.name}.json") if form == "stablehlo" else None
+    beside = out.with_name(f"{out.name}.json") if form in BESIDE else None
     with _in_place(out, beside) as (part, part_beside):
         run = write(program, part, platforms or ("cpu", "cuda", "tpu"))
         if part_beside is not None:
@@ -124,7 +129,7 @@ def check_request(form: str, out: Path, *, with_preprocessing: bool, platforms: 
         raise UserError(f"--out {out}: weights alone go into a file that ends with .safetensors")
     if out.suffix in SUFFIXES.values() and out.suffix != SUFFIXES[form]:
         raise UserError(f"--out {out}: says another format than --to {form}; end it with {SUFFIXES[form]}")
-    for path in (out, out.with_name(f"{out.name}.json")) if form == "stablehlo" else (out,):
+    for path in (out, out.with_name(f"{out.name}.json")) if form in BESIDE else (out,):
         if path.exists():
             raise UserError(f"{path}: is there already; remove it, or name another by --out")
 
@@ -148,7 +153,8 @@ def _notices(bundle: Bundle, form: str) -> tuple[str, ...]:
 def _in_place(out: Path, beside: Path | None) -> Iterator[tuple[Path, Path | None]]:
     """Paths beside both, renamed into place at the end; nothing is left of what fails."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        if not out.parent.exists():
+            out.parent.mkdir(parents=True)
         # `out` is renamed last: where it is, the other is.
         with atomic_path(out) as part, nullcontext() if beside is None else atomic_path(beside) as part_beside:
             yield part, part_beside
@@ -161,14 +167,13 @@ class _Program:
 
     def __init__(self, bundle: Bundle, form: str, with_preprocessing: bool):
         self.bundle, self.preprocessing = bundle, bundle.preprocessing
-        self.with_preprocessing = with_preprocessing
+        self.with_preprocessing, self.one_at_a_time = with_preprocessing, form == "litert"
         plain = in_float32(bundle)
         self.takes_lengths = plain.definition().takes_lengths
         definition, params, stats = fold_batch_norm(plain.definition(), dict(bundle.params), dict(bundle.stats))
         if bundle.quantization is not None:
             quantization = with_gains(bundle.quantization, params)
-            arithmetic = Marked(quantization) if form == "onnx" else Stored(quantization)
-            definition = replace(definition, predicting=arithmetic)
+            definition = replace(definition, predicting=ARITHMETIC[form](quantization))
         self._folded = definition, params, stats
 
     @property
@@ -208,18 +213,19 @@ class _Program:
     def facts(self) -> dict[str, Any]:
         """All that a program needs to use it."""
         bundle = self.bundle
+        batch = 1 if self.one_at_a_time else "batch"
         return {
             "format": FACTS_FORMAT,
             "made_by": f"pcls {version('pcls')}",
             "model": bundle.model,
             "class_names": list(bundle.class_names),
             "inputs": {
-                name: {"shape": ["batch", *leaf.shape[1:]], "dtype": str(np.dtype(leaf.dtype))}
+                name: {"shape": [batch, *leaf.shape[1:]], "dtype": str(np.dtype(leaf.dtype))}
                 for name, leaf in self.inputs(1).items()
             },
             "normalised_inside": self.with_preprocessing,
             "preprocessing": self.preprocessing.to_json(),
-            "output": {"logits": {"shape": ["batch", len(bundle.class_names)], "dtype": "float32"}},
+            "output": {"logits": {"shape": [batch, len(bundle.class_names)], "dtype": "float32"}},
             "calibration": None if bundle.calibration is None else asdict(bundle.calibration),
             "thresholds": list(bundle.thresholds),
             "quantization": None if bundle.quantization is None else str(bundle.quantization),
@@ -228,13 +234,19 @@ class _Program:
 
     def inputs_text(self) -> str:
         """In words."""
-        sizes = " x ".join(map(str, self.preprocessing.shape))
-        if self.preprocessing.sequence is not None:
-            told = "as they lie" if self.with_preprocessing else "normalised"
-            lengths = ", and their lengths" if "lengths" in self.inputs(1) else ""
-            return f"any number of sequences of {sizes}, float32 {told}, padded to {self.preprocessing.height}{lengths}"
-        kind = "uint8" if self.with_preprocessing else "float32, normalised"
-        return f"any number of images of {sizes}, {kind}"
+        sequences = self.preprocessing.sequence is not None
+        told = f"{' x '.join(map(str, self.preprocessing.shape))}, float32"
+        if sequences:
+            told += (
+                f" {'as they lie' if self.with_preprocessing else 'normalised'}, padded to {self.preprocessing.height}"
+            )
+        else:
+            told = told.replace("float32", "uint8") if self.with_preprocessing else f"{told}, normalised"
+        if self.one_at_a_time:
+            lengths = ", and its length" if "lengths" in self.inputs(1) else ""
+            return f"one {'sequence' if sequences else 'image'} of {told}{lengths}"
+        lengths = ", and their lengths" if "lengths" in self.inputs(1) else ""
+        return f"any number of {self.images} of {told}{lengths}"
 
 
 def in_float32(bundle: Bundle) -> Bundle:
@@ -332,5 +344,34 @@ def _write_onnx(program: _Program, path: Path, platforms: Sequence[str]) -> Call
         # One alone, then the others: any number must do.
         parts = [part for part in (slice(0, 1), slice(1, None)) if len(batch.images[part])]
         return np.concatenate([session.run(None, {k: v[part] for k, v in given.items()})[0] for part in parts])
+
+    return run
+
+
+def _write_litert(program: _Program, path: Path, platforms: Sequence[str]) -> Callable[[Batch], np.ndarray]:
+    """Writes it, and returns what runs the file that was written."""
+    # Its converter holds TensorFlow's kernels, which are not used, and would say at length that they round differently.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+
+        from pcls.deliver.export_litert import to_litert
+    except ImportError as error:
+        raise UserError(
+            f"--to litert needs {error.name}: pip install 'pcls[litert]', then pip install --no-deps litert-converter"
+        ) from error
+
+    def traced(**arrays: Any) -> jax.Array:
+        # The plain forms: LiteRT has its own.
+        with compiling_for("cuda"):
+            return program(**arrays)
+
+    path.write_bytes(to_litert(traced, program.inputs(1)))
+    classify = Interpreter(model_path=str(path)).get_signature_runner()
+
+    def run(batch: Batch) -> np.ndarray:
+        given = program.given(batch)
+        records = range(len(batch.images))
+        return np.concatenate([classify(**{k: v[n : n + 1] for k, v in given.items()})["logits"] for n in records])
 
     return run

@@ -1,13 +1,15 @@
-"""A quantized model's integers in a program that is exported: marked in its jaxpr, and with BatchNorm folded in.
+"""A quantized model's integers in a program that is exported: marked in it, and with BatchNorm folded in.
 
 What a layer rounds and what a kernel's integers stand for could be read from the arithmetic they are computed by. Marks
-say it outright: primitives of their own, which a translation that has a word for them writes as such (`export_onnx`).
+say it outright: primitives of their own, which a translation that has a word for them writes as such (`export_onnx`),
+or composites of StableHLO (`export_litert`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,6 +26,8 @@ from pcls.nn.quantized import Integers, Product, Quantization, QuantizedArray, i
 ROUND = "round_to_int8"
 # Of a kernel's integers [..., outputs] and scales [outputs] to what they stand for.
 STAND_FOR = "stand_for"
+# What LiteRT's converter calls either.
+FAKE_QUANT = "quant.fake_quant"
 
 # In steps of what 1 stands for in sums of products of integers.
 LARGEST_BIAS = 2**30
@@ -59,13 +63,7 @@ class Marked:
     def product(self, path: str, own: Product) -> Product:
         """Of rounded inputs, where their range is known."""
         largest = self.quantization.inputs.get(path)
-        if largest is None:
-            return own
-
-        def product(inputs: Array, kernel: Array, *rest: Any, **settings: Any) -> Array:
-            return own(round_to_int8(inputs, largest), kernel, *rest, **settings)
-
-        return product
+        return own if largest is None else _rounding(own, partial(round_to_int8, largest=largest))
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,50 @@ class Stored:
     def product(self, path: str, own: Product) -> Product:
         """In integers, where the range of inputs is known."""
         return Integers(self.quantization).product(path, own) if path in self.quantization.inputs else own
+
+
+@dataclass(frozen=True)
+class Told:
+    """A quantized model that says in StableHLO what is rounded, by a name that LiteRT's converter knows.
+
+    Who does not know it finds the arithmetic behind it.
+    """
+
+    quantization: Quantization
+
+    def weights(self, params: Arrays) -> Arrays:
+        """Every kernel is what its integers stand for."""
+        kernels = self.quantization.weights.items()
+        return params | {path: _told_kernel(array) for path, array in kernels}
+
+    def product(self, path: str, own: Product) -> Product:
+        """Of rounded inputs, where their range is known."""
+        largest = self.quantization.inputs.get(path)
+        return own if largest is None else _rounding(own, partial(_told_inputs, largest=largest))
+
+
+def _told_inputs(inputs: Array, largest: float) -> Array:
+    return _told(partial(rounded, largest=largest), inputs, step_of(largest).reshape(1))
+
+
+def _told_kernel(array: QuantizedArray) -> Array:
+    kernel = array.values * array.scales
+    return _told(lambda kernel: kernel, kernel, array.scales, quantization_dimension=np.int32(kernel.ndim - 1))
+
+
+def _told(function: Callable[[Array], Array], values: Any, steps: np.ndarray, **more: Any) -> Array:
+    """What a function rounds to multiples of steps, or leaves because it is such already."""
+    told = {"scale": steps, "zero_point": np.zeros(steps.shape, np.int64), "dtype": "i8", "narrow_range": True}
+    return jax.lax.composite(lambda values, **_: function(values), FAKE_QUANT)(values, **told, **more)
+
+
+def _rounding(own: Product, round_: Callable[[Array], Array]) -> Product:
+    """The product of inputs that are rounded before."""
+
+    def product(inputs: Array, kernel: Array, *rest: Any, **settings: Any) -> Array:
+        return own(round_(inputs), kernel, *rest, **settings)
+
+    return product
 
 
 def step_of(largest: float) -> np.ndarray:

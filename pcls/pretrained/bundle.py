@@ -130,7 +130,8 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
       UserError: it cannot be written.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.parent.exists():
+            folder.parent.mkdir(parents=True)
         with atomic_path(folder) as part:
             _write_files(bundle, part)
             if folder.exists():

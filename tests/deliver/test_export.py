@@ -16,6 +16,13 @@ from pcls.models.registry import define_model
 from pcls.pretrained.bundle import Bundle, load_bundle, save_bundle
 
 RNG = np.random.default_rng(0)
+# What a program needs to be written and run.
+PACKAGES = {"onnx": ("onnxruntime",), "litert": ("litert_converter", "ai_edge_litert"), "stablehlo": ()}
+
+
+def need(to):
+    for name in PACKAGES[to]:
+        pytest.importorskip(name, reason=f"pip install 'pcls[{'export' if to == 'onnx' else to}]'")
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +77,29 @@ def test_a_stablehlo_file_is_for_several_platforms_and_any_number_of_images(fini
     assert only(tmp_path) == ["a.stablehlo", "a.stablehlo.json"]
 
 
-@pytest.mark.parametrize("to", ["onnx", "stablehlo"])
+def test_a_litert_file_takes_an_image_and_gives_its_logits(finished_run, pictures, tmp_path):
+    need("litert")
+    from ai_edge_litert.interpreter import Interpreter
+
+    done = pcls.export(finished_run, to="litert", with_preprocessing=True, out=tmp_path / "a.tflite")
+    assert done.parity.what == "held-out images of the run"
+    assert done.parity.records == done.parity.agreeing > 50
+    assert 0 < done.parity.relative < 1e-5
+    classify = Interpreter(str(tmp_path / "a.tflite")).get_signature_runner()
+    classifier = pcls.load(finished_run)
+    wanted = [answer.probabilities for answer in classifier.predict(list(pictures))]
+    found = [softmax(classify(images=pictures[place : place + 1])["logits"][0]) for place in range(len(pictures))]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    facts = json.loads((tmp_path / "a.tflite.json").read_text(encoding="utf-8"))
+    assert facts["inputs"] == {"images": {"shape": [1, *classifier.preprocessing.shape], "dtype": "uint8"}}
+    assert tuple(facts["class_names"]) == classifier.class_names
+    assert done.inputs == f"one image of {' x '.join(map(str, classifier.preprocessing.shape))}, uint8"
+    assert only(tmp_path) == ["a.tflite", "a.tflite.json"]
+
+
+@pytest.mark.parametrize("to", ["onnx", "stablehlo", "litert"])
 def test_a_program_that_is_not_the_model_is_not_written(bundle, tmp_path, to):
-    if to == "onnx":
-        pytest.importorskip("onnxruntime", reason="pip install 'pcls[export]'")
+    need(to)
     head = bundle.params["head/kernel"]
     other = replace(
         bundle, params={**bundle.params, "head/kernel": head + 1e-3 * RNG.normal(size=head.shape).astype("f")}
@@ -92,11 +118,10 @@ def test_logits_that_are_no_numbers_are_not_the_same():
     assert not compare(Sample("records", [batch]), lambda _: bad, lambda _: bad).holds
 
 
-@pytest.mark.parametrize("to", ["onnx", "stablehlo"])
+@pytest.mark.parametrize("to", ["onnx", "stablehlo", "litert"])
 @pytest.mark.parametrize("inside", [True, False])
 def test_sequences_are_taken_with_their_lengths(tmp_path, to, inside):
-    if to == "onnx":
-        pytest.importorskip("onnxruntime", reason="pip install 'pcls[export]'")
+    need(to)
     definition = define_model("gru", height=4, width=2, channels=1, classes=3, hidden=4)
     preprocessing = Preprocessing(4, 2, 1, (1.0, 1.0), (2.0, 2.0), sequence=SequenceFeatures())
     params = {path: RNG.normal(size=leaf.shape).astype(np.float32) for path, leaf in definition.params.items()}
@@ -106,9 +131,9 @@ def test_sequences_are_taken_with_their_lengths(tmp_path, to, inside):
     )
     assert done.parity.holds
     assert done.parity.records == 1000
+    number, lengths = ("one sequence", "its length") if to == "litert" else ("any number of sequences", "their lengths")
     assert done.inputs == (
-        f"any number of sequences of 4 x 2 x 1, float32 {'as they lie' if inside else 'normalised'}, padded to 4, "
-        "and their lengths"
+        f"{number} of 4 x 2 x 1, float32 {'as they lie' if inside else 'normalised'}, padded to 4, and {lengths}"
     )
 
 
@@ -142,7 +167,8 @@ def test_weights_go_out_by_timms_names(tmp_path):
     ("settings", "words"),
     [
         ({"to": "onnx", "out": "a.stablehlo"}, "a.stablehlo: says another format than --to onnx; end it with .onnx"),
-        ({"to": "coreml"}, "--to coreml: there is no such format; choose stablehlo, onnx, safetensors"),
+        ({"to": "coreml"}, "--to coreml: there is no such format; choose stablehlo, onnx, litert, safetensors"),
+        ({"to": "litert", "out": "a.onnx"}, "a.onnx: says another format than --to litert; end it with .tflite"),
         ({"to": "onnx", "platforms": ["cpu"]}, "--platforms has no effect with --to onnx; leave it out"),
         ({"to": "stablehlo", "platforms": ["cpu", "npu"]}, "--platforms npu: there is no such platform; choose of cpu"),
         ({"to": "stablehlo", "platforms": ["tpu"]}, "could not be tried on this machine, which has cpu; add cpu"),
@@ -158,7 +184,7 @@ def test_a_wish_that_cannot_be_is_refused_and_nothing_is_left(finished_run, tmp_
     assert only(tmp_path) == []
 
 
-@pytest.mark.parametrize(("to", "there"), [("onnx", "a"), ("stablehlo", "a"), ("stablehlo", "a.json")])
+@pytest.mark.parametrize(("to", "there"), [("onnx", "a"), ("stablehlo", "a"), ("litert", "a.json")])
 def test_a_file_that_is_there_is_kept(finished_run, tmp_path, to, there):
     (tmp_path / there).write_text("mine")
     with pytest.raises(pcls.UserError, match=r"is there already; remove it, or name another by --out$"):
@@ -186,6 +212,10 @@ def test_a_package_that_is_missing_is_named_with_the_way_to_it(finished_run, tmp
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(pcls.UserError, match=r"^--to onnx needs onnxruntime: pip install 'pcls\[export\]'$"):
         pcls.export(finished_run, to="onnx", out=tmp_path / "a.onnx")
+    monkeypatch.setitem(sys.modules, "litert_converter", None)
+    monkeypatch.delitem(sys.modules, "pcls.deliver.export_litert", raising=False)
+    with pytest.raises(pcls.UserError, match=r"pip install 'pcls\[litert\]', then pip install --no-deps litert-conv"):
+        pcls.export(finished_run, to="litert", out=tmp_path / "a.tflite")
     assert only(tmp_path) == []
 
 

@@ -139,7 +139,7 @@ def test_onnxruntime_runs_it_for_one_image_and_for_several(exported, small):
     np.testing.assert_allclose(all_of_them, alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("to", ["onnx", "stablehlo"])
+@pytest.mark.parametrize("to", ["onnx", "stablehlo", "litert"])
 def test_a_layer_whose_steps_are_twice_as_large_is_refused(finished_run, small, tmp_path, to):
     inputs = dict(small.quantization.inputs)
     other = replace(small, quantization=replace(small.quantization, inputs=inputs | {"conv2": 2 * inputs["conv2"]}))
@@ -190,6 +190,36 @@ def test_a_stablehlo_program_computes_with_integers(whole, small, finished_run, 
     # Sums of products of int8 in int32; the kernels are int8 either way.
     assert bool(re.search(r"dot_general .*xi8>.*xi8>\) -> tensor<.*xi32>", text)) == inputs
     assert re.search(r"stablehlo.constant dense<.*tensor<64x64xi8>", text)
+
+
+@pytest.mark.parametrize("inputs", [True, False])
+def test_a_litert_program_holds_integers_and_computes_with_them(whole, small, finished_run, tmp_path, inputs):
+    pytest.importorskip("litert_converter", reason="pip install --no-deps litert-converter")
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="pip install 'pcls[litert]'")
+    bundle = small if inputs else in_integers(whole, 8, inputs=False)
+    sample = lambda: sample_of(finished_run, "", bundle.preprocessing)  # noqa: E731
+    done = export_bundle(bundle, "litert", tmp_path / "a.tflite", sample)
+    assert done.parity.holds
+    assert done.parity.limits == (OF_ROUNDED if inputs else OF_FLOATS)
+    held = interpreter.Interpreter(str(tmp_path / "a.tflite")).get_tensor_details()
+    kernels = [array.values.size for array in bundle.quantization.weights.values()]
+    int8, float32, int32 = ([one for one in held if one["dtype"] == kind] for kind in (np.int8, np.float32, np.int32))
+    assert set(kernels) <= {np.prod(one["shape"]) for one in int8}
+    # Of no kernel there are floats in the file too: they are made of the integers when it is opened.
+    assert done.size < 4 * max(kernels)
+    assert float32
+    # Sums of products of integers are int32, and so are the biases that they begin with.
+    biases = [one for one in int32 if one["quantization_parameters"]["scales"].size > 1]
+    assert bool(biases) == inputs
+
+
+def test_a_recurrent_litert_program_holds_integers(tmp_path):
+    pytest.importorskip("litert_converter", reason="pip install --no-deps litert-converter")
+    pytest.importorskip("ai_edge_litert", reason="pip install 'pcls[litert]'")
+    bundle = drawn("gru", 4, 1, hidden=32, sequence=SequenceFeatures())
+    done = written(in_integers(bundle, 8, inputs=True), "litert", tmp_path)
+    assert done.parity.holds
+    assert done.size < written(bundle, "litert", tmp_path, "b").size
 
 
 def test_weights_by_timms_names_are_floats_and_it_is_said(tmp_path):

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pcls"
 # The roof is pcls/__init__.py: it offers what the floors hold, and the command line is one more face of it.
 ROOF = "the roof"
 FLOORS = [
-    {"errors"},
+    {"atomic", "errors"},
     {"checkpoint", "config", "nn", "observe", "parallel"},
     {"data", "models"},
     {"evaluation", "pretrained", "training"},
