@@ -44,12 +44,12 @@ def onnx(folder: Path, name: str = "a.onnx") -> Run:
     return lambda image: session.run(None, {"images": image})[0]
 
 
-def litert(folder: Path, name: str = "a.tflite") -> Run:
+def litert(folder: Path) -> Run:
     """The exported file, by LiteRT on all cores."""
     from ai_edge_litert.interpreter import Interpreter
 
     cores = len(os.sched_getaffinity(0))
-    classify = Interpreter(str(folder / name), num_threads=cores).get_signature_runner()
+    classify = Interpreter(str(folder / "a.tflite"), num_threads=cores).get_signature_runner()
     return lambda image: classify(images=image)["logits"]
 
 
@@ -59,7 +59,6 @@ CONTENDERS: dict[str, Callable[[Path], Run]] = {
     "onnxruntime": onnx,
     "onnxruntime, int8": partial(onnx, name="int8.onnx"),
     "LiteRT": litert,
-    "LiteRT, int8": partial(litert, name="int8.tflite"),
 }
 
 

@@ -98,7 +98,8 @@ def latencies(name: str, images: int, rounds: int) -> list[list[str]]:
         small = in_int8(bundle)
         files = (
             *(("a.onnx", bundle, ()), ("int8.onnx", small, ()), ("cpu.stablehlo", bundle, ("cpu",))),
-            *(("a.tflite", bundle, ()), ("int8.tflite", small, ())),
+            # Of a network so deep with random weights, LiteRT's integers are too far off to be written.
+            ("a.tflite", bundle, ()),
         )
         for out, model, platforms in files:
             to = next(form for form, suffix in SUFFIXES.items() if out.endswith(suffix))
