@@ -14,7 +14,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
-from itertools import groupby
+from itertools import groupby, permutations
+from math import log
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -68,12 +69,19 @@ SHAPES = [
     Shape(6, 512, 512, 3, 1, 32),
     Shape(12, 128, 128, 3),
     Shape(8, 256, 256, 3),
+    Shape(8, 512, 512, 3),
+    # The last stage of a ResNet at 224 px.
+    Shape(7, 512, 512, 3),
+    Shape(7, 256, 256, 3),
     Shape(6, 256, 256, 3),
     Shape(4, 512, 512, 3),
     Shape(3, 512, 512, 3),
     Shape(2, 512, 512, 3),
-    # Without a larger one nothing would say where patches end.
+    # Without larger ones nothing would say where patches end.
+    Shape(56, 64, 128, 3, 2),
     Shape(24, 64, 128, 3, 2),
+    Shape(14, 512, 512, 3, 2),
+    Shape(14, 256, 512, 3, 2),
     Shape(12, 128, 256, 3, 2),
     Shape(6, 256, 512, 3, 2),
 ]
@@ -139,24 +147,27 @@ def rows(shape: Shape, times: dict[Form, list[float]]) -> list[list[str]]:
 
 
 def choices(measured: Iterable[tuple[Shape, dict[Form, list[float]]]]) -> list[Choice]:
-    """The table: for each kind, kernel and stride the fastest form, up to the last output positions that it won.
+    """The table: for each kind, kernel and stride a form of small outputs and one of large ones.
 
-    Of shapes with as many positions the medians are added up.
+    Of all pairs of forms, and of all numbers of output positions up to which the first holds, those with the least
+    product of median times: a single shape that was measured wrong by a little does not count for much.
     """
     found = []
-    by_kind = sorted(measured, key=lambda one: (_key(one[0]), one[0].positions))
-    for key, group in groupby(by_kind, key=lambda one: _key(one[0])):
-        own: list[Choice] = []
-        for positions, same in groupby(group, key=lambda one: one[0].positions):
-            totals: dict[Form, float] = {}
-            for _, times in same:
-                for form, values in times.items():
-                    totals[form] = totals.get(form, 0) + median(values)
-            best = min(totals, key=lambda form: totals[form])
-            if own and own[-1].form == best:
-                own.pop()
-            own.append(Choice(*key, positions, best))
-        found += [*own[:-1], own[-1]._replace(up_to=float("inf"))]
+    for key, group in groupby(sorted(measured, key=lambda one: _key(one[0])), key=lambda one: _key(one[0])):
+        own = list(group)
+        forms = list(own[0][1])
+        limits = sorted({shape.positions for shape, _ in own})
+        pairs = [(form, form, limits[-1]) for form in forms]
+        pairs += [(*two, limit) for limit in limits[:-1] for two in permutations(forms, 2)]
+
+        def cost(pair: tuple[Form, Form, int], own: list[Any] = own) -> float:
+            small, large, limit = pair
+            return sum(log(median(times[small if shape.positions <= limit else large])) for shape, times in own)
+
+        small, large, limit = min(pairs, key=cost)
+        if small != large:
+            found.append(Choice(*key, limit, small))
+        found.append(Choice(*key, float("inf"), large))
     return found
 
 

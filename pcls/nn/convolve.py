@@ -24,14 +24,14 @@ from pcls.nn.platform import target_platform
 # Rows of zeros above and below, and columns on the left and on the right.
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Kind = Literal["pointwise", "depthwise", "grouped", "dense"]
-Form = Literal["native", "pointwise", "depthwise", "depthwise_rows", "grouped", "patches"]
+Form = Literal["native", "pointwise", "depthwise", "grouped", "patches"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 TABLE = Path(__file__).parent / "convolve_forms.json"
 # What gives the numbers of a convolution of a kind, beside the device's own.
 FORMS_OF: Mapping[Kind, tuple[Form, ...]] = {
     "pointwise": ("pointwise",),
-    "depthwise": ("depthwise", "depthwise_rows"),
+    "depthwise": ("depthwise",),
     "grouped": ("grouped",),
     "dense": ("patches",),
 }
@@ -160,12 +160,9 @@ def _views(x: Array, size: int, stride: int, pads: Pads) -> list[list[Array]]:
     return [[row[:, :, j : j + (width - 1) * stride + 1 : stride] for j in range(size)] for row in rows]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _depthwise(x: Array, kernel: Array, stride: int, pads: Pads, groups: int, by_rows: bool = False) -> Array:
-    """Multiplies shifted maps and adds them up: one loop over the output.
-
-    `by_rows`: the sums of a row of the kernel's gradient are taken in one pass.
-    """
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _depthwise(x: Array, kernel: Array, stride: int, pads: Pads, groups: int) -> Array:
+    """Multiplies shifted maps and adds them up: one loop over the output."""
     views = _views(x, kernel.shape[0], stride, pads)
     return functools.reduce(
         jnp.add,
@@ -174,13 +171,13 @@ def _depthwise(x: Array, kernel: Array, stride: int, pads: Pads, groups: int, by
 
 
 def _depthwise_forward(
-    x: Array, kernel: Array, stride: int, pads: Pads, groups: int, by_rows: bool
+    x: Array, kernel: Array, stride: int, pads: Pads, groups: int
 ) -> tuple[Array, tuple[Array, Array]]:
     return _depthwise(x, kernel, stride, pads, groups), (x, kernel)
 
 
 def _depthwise_backward(
-    stride: int, pads: Pads, groups: int, by_rows: bool, saved: tuple[Array, Array], grads: Array
+    stride: int, pads: Pads, groups: int, saved: tuple[Array, Array], grads: Array
 ) -> tuple[Array, Array]:
     x, kernel = saved
     size = kernel.shape[0]
@@ -188,8 +185,7 @@ def _depthwise_backward(
     around = [_pads_back(size, stride, pads[axis], x.shape[1 + axis], grads.shape[1 + axis]) for axis in range(2)]
     spread = lax.pad(grads, jnp.zeros((), grads.dtype), ((0, 0, 0), *around, (0, 0, 0)))
     x_grads = _depthwise(spread, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)), groups)
-    sums = _sums_of_a_row if by_rows else _sums
-    kernel_grads = jnp.stack([sums(row, grads) for row in _views(x, size, stride, pads)])
+    kernel_grads = jnp.stack([_sums(row, grads) for row in _views(x, size, stride, pads)])
     return x_grads, kernel_grads[:, :, None].astype(kernel.dtype)
 
 
@@ -200,12 +196,10 @@ def _pads_back(size: int, stride: int, pads: tuple[int, int], length: int, outpu
 
 
 def _sums(views: list[Array], grads: Array) -> Array:
-    """[size, channels], float32."""
-    return jnp.stack([(view * grads).sum((0, 1, 2), dtype=jnp.float32) for view in views])
+    """[size, channels], float32, of a row of the kernel, by one reduction of several operands.
 
-
-def _sums_of_a_row(views: list[Array], grads: Array) -> Array:
-    """The same by one reduction of several operands, which reads the gradients once: 7 x 7 takes a quarter."""
+    It reads the gradients once: 7 x 7 takes a quarter of what a sum for each operand takes.
+    """
     products = [(view * grads).astype(jnp.float32) for view in views]
     zeros = [jnp.float32(0)] * len(products)
     return jnp.stack(lax.reduce(products, zeros, lambda a, b: [p + q for p, q in zip(a, b, strict=True)], (0, 1, 2)))
@@ -245,7 +239,6 @@ FORMS: dict[Form, Callable[[Array, Array, int, Pads, int], Array]] = {
     "native": _native,
     "pointwise": _pointwise,
     "depthwise": _depthwise,
-    "depthwise_rows": functools.partial(_depthwise, by_rows=True),
     "grouped": _grouped,
     "patches": _patches,
 }
