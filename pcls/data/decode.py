@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pcls.data.crops import random_box
 from pcls.data.jpeg import decode_part, is_whole, jpeg_header
+from pcls.data.png import plain_png
 from pcls.data.preprocessing import GREY, RGB, Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -64,6 +65,9 @@ def decode(
     part = None if draws is None else random_part(data, preprocessing, draws)
     if part is not None:
         return resized(part, preprocessing, out)
+    pixels = plain_png(data, MAX_PIXELS)
+    if pixels is not None:
+        return _into(out, _fit_pixels(pixels, preprocessing, draws))
     return _into(out, _by_pillow(lambda: open_image(data), len(data), preprocessing, draws))
 
 
@@ -112,12 +116,21 @@ def fit_pixels(
         raise DecodeError(f"{stored} channels, and the model sees {wanted}")
     if draws is None or stored != wanted:
         if stored in (GREY, RGB):
-            return _into(out, fit(image_of(pixels), preprocessing, draws))
+            return _into(out, _fit_pixels(pixels, preprocessing, draws))
         # Pillow resizes no more than four.
         planes = (fit(image_of(pixels[..., [c]]), preprocessing.of_channel(c)) for c in range(stored))
         return _into(out, np.concatenate(list(planes), -1))
     left, top, right, bottom = _whole_pixels(random_box(pixels.shape[1], pixels.shape[0], draws))
     return resized(pixels[top:bottom, left:right], preprocessing, out)
+
+
+def _fit_pixels(pixels: np.ndarray, preprocessing: Preprocessing, draws: np.ndarray | None) -> np.ndarray:
+    """Grey or RGB pixels cut to size, as they are where evaluation would change nothing."""
+    if draws is None and pixels.shape == preprocessing.shape:
+        size = (preprocessing.width, preprocessing.height)
+        if max(size) <= MAX_ASPECT * min(size) and evaluation_size(size, preprocessing) == size:
+            return pixels
+    return fit(image_of(pixels), preprocessing, draws)
 
 
 def convertible(stored: int, wanted: int) -> bool:
