@@ -26,7 +26,8 @@ from _worker import median_and_range
 from pcls.nn.convolve import FORMS, FORMS_OF, TABLE, Choice, Form, chosen_form, kind_of
 from pcls.parallel.tuning import tune_process
 
-BATCH, ROUNDS = 16, 7
+BATCH, ROUNDS = 16, 15
+MARGIN = 1.1
 
 
 class Shape(NamedTuple):
@@ -52,8 +53,9 @@ class Shape(NamedTuple):
         return self.size, self.size, self.inputs // self.groups, self.outputs
 
     @property
-    def positions(self) -> int:
-        return (-(-self.side // self.stride)) ** 2
+    def positions(self) -> float:
+        """Of the output, for each channel of the input."""
+        return (-(-self.side // self.stride)) ** 2 / self.kernel[2]
 
 
 SHAPES = [
@@ -68,6 +70,12 @@ SHAPES = [
     Shape(24, 128, 128, 3, 1, 32),
     Shape(6, 512, 512, 3, 1, 32),
     Shape(12, 128, 128, 3),
+    # The last stages of small ResNets.
+    Shape(8, 64, 64, 3),
+    Shape(8, 128, 128, 3),
+    Shape(6, 128, 128, 3),
+    Shape(4, 64, 64, 3),
+    Shape(4, 128, 128, 3),
     Shape(8, 256, 256, 3),
     Shape(8, 512, 512, 3),
     # The last stage of a ResNet at 224 px.
@@ -80,8 +88,12 @@ SHAPES = [
     # Without larger ones nothing would say where patches end.
     Shape(56, 64, 128, 3, 2),
     Shape(24, 64, 128, 3, 2),
+    # A first layer.
+    Shape(96, 3, 64, 7, 2),
     Shape(14, 512, 512, 3, 2),
     Shape(14, 256, 512, 3, 2),
+    Shape(14, 128, 128, 3, 2),
+    Shape(14, 64, 128, 3, 2),
     Shape(12, 128, 256, 3, 2),
     Shape(6, 256, 512, 3, 2),
 ]
@@ -150,7 +162,8 @@ def choices(measured: Iterable[tuple[Shape, dict[Form, list[float]]]]) -> list[C
     """The table: for each kind, kernel and stride a form of small outputs and one of large ones.
 
     Of all pairs of forms, and of all numbers of output positions up to which the first holds, those with the least
-    product of median times: a single shape that was measured wrong by a little does not count for much.
+    product of median times: a single shape that was measured wrong by a little does not count for much. A form that is
+    not the device's own must be faster by `MARGIN`, for another version may be better at its own.
     """
     found = []
     for key, group in groupby(sorted(measured, key=lambda one: _key(one[0])), key=lambda one: _key(one[0])):
@@ -162,7 +175,8 @@ def choices(measured: Iterable[tuple[Shape, dict[Form, list[float]]]]) -> list[C
 
         def cost(pair: tuple[Form, Form, int], own: list[Any] = own) -> float:
             small, large, limit = pair
-            return sum(log(median(times[small if shape.positions <= limit else large])) for shape, times in own)
+            chosen = [(small if shape.positions <= limit else large, times) for shape, times in own]
+            return sum(log(median(times[form]) * (1 if form == "native" else MARGIN)) for form, times in chosen)
 
         small, large, limit = min(pairs, key=cost)
         if small != large:

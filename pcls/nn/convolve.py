@@ -67,7 +67,8 @@ def chosen_form(shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: i
     if target_platform() != "cpu":
         return "native"
     height, width = _output_size(shape, kernel_shape[0], stride, pads)
-    return fastest(measured(), kind_of(kernel_shape, pads, groups), kernel_shape[0], stride, height * width)
+    kind, (size, _, inputs, _) = kind_of(kernel_shape, pads, groups), kernel_shape
+    return fastest(measured(), kind, size, stride, height * width / inputs)
 
 
 def kind_of(kernel_shape: tuple[int, ...], pads: Pads, groups: int) -> Kind:
@@ -85,7 +86,8 @@ class Choice(NamedTuple):
 
     Attributes:
       kind, size, stride: of the convolution; height of its kernel.
-      up_to: output positions of an image; infinite: any number above those of other rows.
+      up_to: output positions of an image for each of its channels: small where the kernel is larger than the map;
+        infinite: any number above those of other rows.
       form: the fastest.
     """
 
@@ -103,7 +105,7 @@ def measured() -> tuple[Choice, ...]:
     return tuple(Choice(**row | {"up_to": float("inf") if row["up_to"] is None else row["up_to"]}) for row in rows)
 
 
-def fastest(choices: Iterable[Choice], kind: Kind, size: int, stride: int, positions: int) -> Form:
+def fastest(choices: Iterable[Choice], kind: Kind, size: int, stride: int, positions: float) -> Form:
     """What the table says of a convolution.
 
     Sizes and strides that nobody measured are taken for the nearest that somebody did, of two the smaller.
@@ -111,7 +113,7 @@ def fastest(choices: Iterable[Choice], kind: Kind, size: int, stride: int, posit
     Args:
       choices: the table.
       kind, size, stride: of the convolution; height of its kernel.
-      positions: of the output of an image.
+      positions: of the output of an image, for each channel of its input.
     """
     rows = [row for row in choices if row.kind == kind and positions <= row.up_to]
     allowed = [row for row in rows if row.form in ("native", *FORMS_OF[kind])]

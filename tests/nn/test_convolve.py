@@ -25,9 +25,10 @@ CASES = {
     "depthwise without padding": ((2, 6, 7, 4), (3, 3, 1, 4), 2, ((0, 0), (0, 0)), 4, "depthwise"),
     "groups": ((2, 7, 8, 6), (3, 3, 2, 9), 1, HALF[3], 3, "grouped"),
     "groups, stride 2": ((2, 7, 8, 6), (3, 3, 2, 9), 2, HALF[3], 3, "grouped"),
-    "patches": ((2, 3, 4, 5), (3, 3, 5, 6), 1, HALF[3], 1, "patches"),
-    "patches, stride 2, SAME": ((2, 9, 10, 5), (3, 3, 5, 6), 2, "SAME", 1, "patches"),
-    "patches of one position": ((2, 1, 1, 5), (3, 3, 5, 6), 1, HALF[3], 1, "patches"),
+    "patches": ((2, 3, 4, 64), (3, 3, 64, 6), 1, HALF[3], 1, "patches"),
+    "patches, stride 2, SAME": ((2, 9, 10, 96), (3, 3, 96, 6), 2, "SAME", 1, "patches"),
+    "patches of one position": ((2, 1, 1, 6), (3, 3, 6, 6), 1, HALF[3], 1, "patches"),
+    "few channels": ((2, 3, 4, 5), (3, 3, 5, 6), 1, HALF[3], 1, "native"),
     "large map": ((2, 9, 10, 5), (3, 3, 5, 6), 1, HALF[3], 1, "native"),
     "1 x 1 with a border": ((2, 9, 10, 5), (1, 1, 5, 6), 1, HALF[3], 1, "native"),
 }
@@ -73,7 +74,7 @@ def test_every_form_that_the_table_may_name_gives_the_same_numbers(shape, kernel
 
 def rule(shape, kernel, stride, pads, groups):
     """What was read by hand from measurements of 2026-11-30."""
-    size, _, _, outputs = kernel
+    size, _, inputs, outputs = kernel
     positions = [(shape[1 + axis] + sum(pads[axis]) - size) // stride + 1 for axis in range(2)]
     if size == 1 and groups == 1 and pads == ((0, 0), (0, 0)):
         return "pointwise"
@@ -81,8 +82,10 @@ def rule(shape, kernel, stride, pads, groups):
         return "depthwise"
     if groups > 1:
         return "grouped"
-    # Of strides that nobody measured the nearest, of two the smaller.
-    return "patches" if positions[0] * positions[1] <= (64 if stride == 1 else 49) else "native"
+    # Of sizes and strides that nobody measured the nearest, of two the smaller.
+    if size > 5 and stride > 1:
+        return "native"
+    return "patches" if positions[0] * positions[1] <= (49 / 256 if stride == 1 else 36 / 128) * inputs else "native"
 
 
 def test_the_committed_table_chooses_as_the_measurements_say():
@@ -92,7 +95,7 @@ def test_the_committed_table_chooses_as_the_measurements_say():
         size, stride = int(rng.choice([1, 2, 3, 4, 5, 7, 9, 11])), int(rng.choice([1, 2, 4]))
         pads = ((size // 2, size // 2),) * 2 if rng.random() < 0.8 else ((1, 0), (0, 1))
         sides, groups = rng.integers(size, 40, 2), int(rng.choice([1, 1, 2, 8]))
-        inputs, outputs = (int(groups * n) for n in rng.integers(1, 4, 2))
+        inputs, outputs = (int(groups * n) for n in rng.choice([1, 3, 200, 1000], 2))
         case = (
             (2, int(sides[0]), int(sides[1]), inputs),
             (size, size, inputs // groups, outputs),
@@ -159,14 +162,14 @@ def test_the_benchmark_writes_the_table_that_its_times_ask_for(monkeypatch, tmp_
         (program.Shape(side, 8, 8, 3), {"native": [native] * 3, "patches": [2.0, 1.0, 90.0]})
         for side, native in ((6, 2.5), (2, 9.0), (12, 1.5), (4, 3.0))
     ]
-    # As many positions as 6 x 6, where the two are slower together.
+    # Of fewer channels: the map is larger beside the kernel.
     times.append((program.Shape(6, 4, 8, 3), {"native": [1.0], "patches": [3.0]}))
     times.append((program.Shape(6, 8, 8, 5, 1, 8), {"native": [3.0], "depthwise": [2.0]}))
     text = program.table_text(program.choices(times), "today")
     (tmp_path / "table.json").write_text(text)
     monkeypatch.setattr("pcls.nn.convolve.TABLE", tmp_path / "table.json")
     assert measured.__wrapped__() == (
-        Choice("dense", 3, 1, 16, "patches"),
+        Choice("dense", 3, 1, 4.5, "patches"),
         Choice("dense", 3, 1, float("inf"), "native"),
         Choice("depthwise", 5, 1, float("inf"), "depthwise"),
     )
