@@ -83,7 +83,7 @@ def rule(shape, kernel, stride, pads, groups):
     if groups > 1:
         return "grouped"
     # Of sizes and strides that nobody measured the nearest, of two the smaller.
-    if size > 5 and stride > 1:
+    if size > 5:
         return "native"
     return "patches" if positions[0] * positions[1] <= (49 / 256 if stride == 1 else 36 / 128) * inputs else "native"
 
