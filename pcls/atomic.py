@@ -1,31 +1,39 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders that other processes find whole or not at all, also where the writing one is killed."""
 
 from __future__ import annotations
 
-import glob
+import hashlib
+import itertools
 import os
 import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_numbers = itertools.count()
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A path beside `path`, to write a file or a folder to: renamed to `path` at the end, removed where that fails.
 
-    What killed processes left of the same is removed first. A folder takes the place of an empty one or of none.
+    Folders above it are made. What killed processes of this machine left of the same is removed first. A folder takes
+    the place of an empty one or of none.
 
     Raises:
       OSError: it cannot be renamed.
     """
-    # Beside it, because a rename is atomic only within a file system; short, because names have at most 255 bytes.
-    start = f".{path.name[:60]}.tmp-"
-    for left in path.parent.glob(f"{glob.escape(start)}*"):
-        if not _is_running(left.name.removeprefix(start)):
+    # Where a file lies in the way, whoever writes says it better.
+    with suppress(FileExistsError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    start = _start(path.name)
+    for left in path.parent.glob(f"{start}*"):
+        process = left.name.removeprefix(start).partition("-")[0]
+        if process.isdecimal() and not _is_running(int(process)):
             _remove(left)
-    part = path.with_name(f"{start}{os.getpid()}")
-    _remove(part)
+    # Beside it, because a rename is atomic only within a file system.
+    part = path.with_name(f"{start}{os.getpid()}-{next(_numbers)}")
     try:
         yield part
         part.replace(path)
@@ -44,12 +52,18 @@ def atomic_write(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def _is_running(process: str) -> bool:
+def _start(name: str) -> str:
+    """How names begin that this machine writes beside a name, which may be as long as names can be."""
+    key = f"{socket.gethostname()}/{name}".encode("utf-8", "surrogateescape")
+    return f".tmp-{hashlib.sha256(key).hexdigest()[:16]}-"
+
+
+def _is_running(process: int) -> bool:
     try:
-        os.kill(int(process), 0)
+        os.kill(process, 0)
     except PermissionError:
         return True
-    except (ValueError, OSError):
+    except (OSError, OverflowError):
         return False
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -47,12 +48,31 @@ def test_what_a_killed_process_left_goes_and_what_others_write_stays(tmp_path):
     program += "with atomic_path(__import__('pathlib').Path(sys.argv[1])) as part:\n"
     program += " part.write_text('half'); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], check=False)
-    (tmp_path / f".a.tmp-{os.getppid()}").write_text("of a process that lives")
-    assert len(names(tmp_path)) == 2
+    (left,) = tmp_path.iterdir()
+    start = left.name.rpartition("-")[0].rpartition("-")[0]
+    others = [f"{start}-{os.getppid()}-0", f"{start}-backup", ".a.tmp-1", "b"]
+    for name in others:
+        (tmp_path / name).touch()
+    (tmp_path / f"{start}-99999999999999999999-0").touch()
     atomic_write(tmp_path / "a", b"whole")
-    assert names(tmp_path) == [f".a.tmp-{os.getppid()}", "a"]
+    assert names(tmp_path) == sorted([*others, "a"])
+
+
+def test_several_may_be_written_at_one_time(tmp_path):
+    names_ = ["n" * 100, "n" * 100 + ".json", "n" * 100]
+    with contextlib.ExitStack() as stack:
+        for number, name in enumerate(names_):
+            stack.enter_context(atomic_path(tmp_path / name)).write_text(str(number))
+        assert len(names(tmp_path)) == 3
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {names_[0]: "0", names_[1]: "1"}
 
 
 def test_names_may_be_as_long_as_the_file_system_allows(tmp_path):
-    for name in ("n" * 255, "é" * 127):
-        assert atomic_write(tmp_path / name, "x").read_text() == "x"
+    for name in ("n" * 255, "é" * 127, os.fsdecode(b"\xff")):
+        assert atomic_write(tmp_path / "new" / name, "x").read_text() == "x"
+
+
+def test_a_file_where_a_folder_should_be_is_what_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        atomic_write(tmp_path / "file" / "a", "x")

@@ -27,7 +27,8 @@ def report(
         typer.echo(pcls.report(*runs, out=out, png=png))
         return
 
-    from pcls.evaluation.report import report_json, write_png, write_whole
+    from pcls.atomic import atomic_write
+    from pcls.evaluation.report import report_json, write_png
     from pcls.planning.limits import limits_of
     from pcls.run.report import report_of
 
@@ -35,4 +36,4 @@ def report(
     if png:
         write_png(found, Path(png))
     text = json.dumps(report_json(found), ensure_ascii=False)
-    typer.echo(write_whole(text + "\n", Path(out)) if out else text)
+    typer.echo(atomic_write(Path(out), text + "\n") if out else text)

@@ -65,7 +65,7 @@ def decode(
     part = None if draws is None else random_part(data, preprocessing, draws)
     if part is not None:
         return resized(part, preprocessing, out)
-    pixels = plain_png(data, MAX_PIXELS)
+    pixels = plain_png(data)
     if pixels is not None:
         return _into(out, _fit_pixels(pixels, preprocessing, draws))
     return _into(out, _by_pillow(lambda: open_image(data), len(data), preprocessing, draws))

@@ -153,8 +153,6 @@ def _notices(bundle: Bundle, form: str) -> tuple[str, ...]:
 def _in_place(out: Path, beside: Path | None) -> Iterator[tuple[Path, Path | None]]:
     """Paths beside both, renamed into place at the end; nothing is left of what fails."""
     try:
-        if not out.parent.exists():
-            out.parent.mkdir(parents=True)
         # `out` is renamed last: where it is, the other is.
         with atomic_path(out) as part, nullcontext() if beside is None else atomic_path(beside) as part_beside:
             yield part, part_beside
@@ -367,7 +365,10 @@ def _write_litert(program: _Program, path: Path, platforms: Sequence[str]) -> Ca
             return program(**arrays)
 
     path.write_bytes(to_litert(traced, program.inputs(1)))
-    classify = Interpreter(model_path=str(path)).get_signature_runner()
+    try:
+        classify = Interpreter(model_path=str(path)).get_signature_runner()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path.name}: LiteRT cannot open it ({first_line(error)}); please report it") from error
 
     def run(batch: Batch) -> np.ndarray:
         given = program.given(batch)

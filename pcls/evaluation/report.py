@@ -142,7 +142,7 @@ def render(report: RunReport | RunsReport) -> str:
 
 def write(report: RunReport | RunsReport, path: Path) -> Path:
     """Writes the report to `path`, whole or not at all, and returns `path`. Makes the folder if it is missing."""
-    return write_whole(render(report), path)
+    return atomic_write(path, render(report))
 
 
 def write_png(report: RunReport | RunsReport, path: Path) -> Path:
@@ -153,13 +153,7 @@ def write_png(report: RunReport | RunsReport, path: Path) -> Path:
         drawn = overlaid(report.histories, report.records)
     if not any(chart.lines for chart in drawn):
         raise UserError(f"--png {path}: the run has no row in metrics.jsonl yet, and so no curve to draw")
-    return write_whole(charts_png(drawn), path)
-
-
-def write_whole(content: str | bytes, path: Path) -> Path:
-    """Writes a file, whole or not at all; makes its folder if that is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return atomic_write(path, content)
+    return atomic_write(path, charts_png(drawn))
 
 
 def report_json(report: RunReport | RunsReport) -> dict[str, Any]:

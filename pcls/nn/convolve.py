@@ -86,8 +86,8 @@ class Choice(NamedTuple):
 
     Attributes:
       kind, size, stride: of the convolution; height of its kernel.
-      up_to: output positions of an image for each of its channels: small where the kernel is larger than the map;
-        infinite: any number above those of other rows.
+      up_to: output positions of an image, by the input channels that an output sees; infinite: any number above those
+        of other rows.
       form: the fastest.
     """
 

@@ -130,8 +130,6 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
       UserError: it cannot be written.
     """
     try:
-        if not folder.parent.exists():
-            folder.parent.mkdir(parents=True)
         with atomic_path(folder) as part:
             _write_files(bundle, part)
             if folder.exists():

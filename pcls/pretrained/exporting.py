@@ -38,8 +38,6 @@ def export_timm(bundle: Bundle, out: Path) -> None:
         raise UserError(f"{out}: is there already; name another by --out")
     weights = export_weights(dict(bundle.params), dict(bundle.stats), names)
     try:
-        if not out.parent.exists():
-            out.parent.mkdir(parents=True)
         with atomic_path(out) as part:
             if alone:
                 save_file(weights, part, METADATA)

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import jax
@@ -5,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcls.compression.prune import prune, without_channels
+from pcls.compression.prune import _ladder, prune, without_channels
 from pcls.errors import UserError
 from pcls.models.channels import channels_of
 from pcls.models.registry import MODELS, define_model
@@ -129,6 +130,18 @@ def test_nothing_is_changed_where_all_channels_are_kept():
     whole = [np.arange(definition.params[f"{next(iter(group.makers))}/kernel"].shape[-1]) for group in groups]
     for found, before in zip(without_channels(params, stats, groups, whole), (params, stats), strict=True):
         assert all(np.array_equal(found[path], before[path]) for path in before)
+
+
+def test_wide_layers_keep_multiples_of_32_and_narrow_ones_of_a_quarter():
+    assert _ladder(256)[:4] == [256, 224, 192, 160]
+    assert _ladder(100)[:4] == [100, 96, 80, 64]
+    assert _ladder(64) == [64, 48, 40, 32, 24, 20, 16, 12, 10, 8, 6, 5, 4, 3, 2, 1]
+    assert _ladder(1) == [1]
+    for count in range(2, 600):
+        ladder = _ladder(count)
+        assert ladder[0] == count
+        assert ladder[-1] == 1
+        assert all(3 * more <= 4 * fewer + 4 and fewer < more for more, fewer in itertools.pairwise(ladder))
 
 
 @pytest.mark.parametrize("name", ["rnn28", "lstm", "resnet18d", "resnext50_32x4d", "convnext_atto"])

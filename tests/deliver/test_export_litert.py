@@ -10,7 +10,7 @@ import pcls
 pytest.importorskip("litert_converter", reason="pip install --no-deps litert-converter")
 interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="pip install 'pcls[litert]'")
 
-from pcls.deliver.export_litert import SIGNATURE, to_litert  # noqa: E402
+from pcls.deliver.export_litert import to_litert  # noqa: E402
 
 RNG = np.random.default_rng(0)
 
@@ -69,4 +69,4 @@ def test_what_cannot_be_translated_is_refused_in_a_line():
 def test_the_signature_is_the_customary_one():
     content = to_litert(lambda images: images + 1, {"images": jax.ShapeDtypeStruct((1, 2), jnp.float32)})
     found = interpreter.Interpreter(model_content=content).get_signature_list()
-    assert found == {SIGNATURE: {"inputs": ["images"], "outputs": ["logits"]}}
+    assert found == {"serving_default": {"inputs": ["images"], "outputs": ["logits"]}}

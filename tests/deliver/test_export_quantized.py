@@ -141,6 +141,9 @@ def test_onnxruntime_runs_it_for_one_image_and_for_several(exported, small):
 
 @pytest.mark.parametrize("to", ["onnx", "stablehlo", "litert"])
 def test_a_layer_whose_steps_are_twice_as_large_is_refused(finished_run, small, tmp_path, to):
+    if to == "litert":
+        pytest.importorskip("litert_converter", reason="pip install --no-deps litert-converter")
+        pytest.importorskip("ai_edge_litert", reason="pip install 'pcls[litert]'")
     inputs = dict(small.quantization.inputs)
     other = replace(small, quantization=replace(small.quantization, inputs=inputs | {"conv2": 2 * inputs["conv2"]}))
     sample = lambda: sample_of(finished_run, "", small.preprocessing)  # noqa: E731

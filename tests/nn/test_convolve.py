@@ -82,9 +82,7 @@ def rule(shape, kernel, stride, pads, groups):
         return "depthwise"
     if groups > 1:
         return "grouped"
-    # Of sizes and strides that nobody measured the nearest, of two the smaller.
-    if size > 5:
-        return "native"
+    # Of strides that nobody measured the nearest, of two the smaller.
     return "patches" if positions[0] * positions[1] <= (49 / 256 if stride == 1 else 36 / 128) * inputs else "native"
 
 

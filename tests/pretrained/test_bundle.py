@@ -2,6 +2,8 @@ import json
 import math
 import shutil
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -128,8 +130,10 @@ def test_a_bundle_is_never_seen_half_written(bundle, tmp_path, monkeypatch):
 
 @pytest.mark.faults
 def test_what_a_killed_save_left_is_in_nobodys_way(bundle, tmp_path, refusal):
-    (tmp_path / ".bundle.tmp-1").mkdir()
-    (tmp_path / ".bundle.tmp-1" / WEIGHTS).write_bytes(b"half")
+    program = "import os, pathlib, sys; from pcls.atomic import atomic_path\n"
+    program += "with atomic_path(pathlib.Path(sys.argv[1])) as part: part.mkdir(); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "bundle")], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
     # Somebody else's.
     (tmp_path / "bundle.tmp").mkdir()
     assert "is no bundle" in refusal(tmp_path / "bundle")
