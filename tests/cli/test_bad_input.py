@@ -252,7 +252,7 @@ BAD_INPUTS = {
     "a format that is not written": (
         nothing,
         ["export", "{0}/nowhere", "--to", "tflite"],
-        ["--to: 'tflite' is not one of 'stablehlo', 'onnx', 'safetensors'"],
+        ["--to: 'tflite' is not one of 'stablehlo', 'onnx', 'litert', 'safetensors'"],
     ),
     "a recipe of fine-tuning that is none": (
         nothing,
