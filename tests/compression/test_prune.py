@@ -80,7 +80,9 @@ def test_what_is_left_is_the_network_with_the_other_channels_at_zero(name):
     logits = compiled(definition, images)
     whole = logits(zeroed(params, channels_of(definition), found.kept), stats)
     assert np.abs(whole).max() > 0.1
-    np.testing.assert_allclose(compiled(narrow, images)(found.params, found.stats), whole, rtol=1e-5, atol=1e-5)
+    # Convolutions of another width may take another form: sums of large numbers differ, also where they end near 0.
+    error = 2e-6 * np.abs(whole).max() + 1e-6
+    np.testing.assert_allclose(compiled(narrow, images)(found.params, found.stats), whole, rtol=1e-5, atol=error)
     # It is another function than the whole network.
     assert np.abs(logits(params, stats) - whole).max() > 0.01
 
