@@ -1,22 +1,25 @@
 """What half of the FLOPs cost: `python benchmarks/prune.py`.
 
 cnn28 and ResNet-18, trained on Fashion-MNIST, lose channels until half of their FLOPs are left, and are trained again
-for a while (`pcls compress --target flops=0.5`): accuracy, and latency beside the whole network's, in turns. Needs the
-original files: --data FOLDER (default ../shared/data/fashion-mnist). `--dry` prints the table and leaves the ledger
-alone.
+for a while (`pcls compress --target flops=0.5`, in a process of its own): accuracy, and latency beside the whole
+network's, in turns. Needs the original files: --data FOLDER (default ../shared/data/fashion-mnist). `--dry` prints the
+table and leaves the ledger alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import _ledger
 import numpy as np
 
 import pcls
-from pcls.compression.measured import Compressed, points_lost
 
 # Overrides of `fashion_mnist_cnn`.
 NETWORKS: dict[str, list[str]] = {
@@ -26,41 +29,48 @@ NETWORKS: dict[str, list[str]] = {
 ONCE = ["evaluate.every=1000 epochs", "checkpoint.every=1000 epochs"]
 
 
-def compressed(network: str, seed: int, arguments: argparse.Namespace) -> Compressed:
-    """A network trained, pruned and trained again."""
+Variant = dict[str, Any]
+
+
+def compressed(network: str, seed: int, arguments: argparse.Namespace) -> list[Variant]:
+    """A network trained, then pruned and trained again: what was measured of it before and after each step."""
     with tempfile.TemporaryDirectory() as scratch:
         settings = [f"data.path={arguments.data}", f"train.seed={seed}", *ONCE, *NETWORKS[network]]
         run = pcls.train("fashion_mnist_cnn", [*settings, *arguments.overrides, f"run.dir={scratch}/run"])
-        return pcls.compress(
-            run,
-            target=f"flops={arguments.flops}",
-            steps=arguments.steps,
-            finetune=arguments.finetune,
-            score=arguments.score,
-            max_loss=100.0,
+        options = {
+            "target": f"flops={arguments.flops}",
+            "steps": arguments.steps,
+            "finetune": arguments.finetune,
+            "score": arguments.score,
+            "max-loss": 100,
+        }
+        argv = [f"--{name}={value}" for name, value in options.items()]
+        done = subprocess.run(
+            [sys.executable, "-m", "pcls", "compress", str(run.path), *argv, "--json"],
+            stdout=subprocess.PIPE,
+            check=True,
         )
+        return json.loads(done.stdout)["variants"]
 
 
-def rows_of(network: str, found: list[Compressed]) -> list[list[str]]:
+def rows_of(network: str, found: list[list[Variant]]) -> list[list[str]]:
     """The whole network, and what is left after each step: means over seeds."""
     rows = []
-    for place in range(len(found[0].variants)):
-        pairs = [(one.variants[0], one.variants[place]) for one in found]
-        lost = np.array([points_lost(first.evaluation, own.evaluation) for first, own in pairs])
-        top1 = 100 * np.mean([own.evaluation.top1 for _, own in pairs])
-        ratios = [
-            np.mean([own.latencies[batch].median / first.latencies[batch].median for first, own in pairs])
-            for batch in range(len(pairs[0][0].latencies))
-        ]
+    for place in range(len(found[0])):
+        pairs = [(one[0], one[place]) for one in found]
+        lost = np.array([100 * (first["top1"] - own["top1"]) for first, own in pairs])
+        # [seeds, batch sizes].
+        times = np.array([[one["median"] for one in own["latency_ms"]] for _, own in pairs])
+        ratios = times / np.array([[one["median"] for one in first["latency_ms"]] for first, _ in pairs])
         rows.append(
             [
                 network,
-                f"{np.mean([own.flops / first.flops for first, own in pairs]):.1%}",
-                f"{np.mean([own.parameters / first.parameters for first, own in pairs]):.1%}",
-                f"{top1:.2f}",
+                f"{np.mean([own['flops'] / first['flops'] for first, own in pairs]):.1%}",
+                f"{np.mean([own['parameters'] / first['parameters'] for first, own in pairs]):.1%}",
+                f"{100 * np.mean([own['top1'] for _, own in pairs]):.2f}",
                 f"{lost.mean():+.2f} (worst {lost.max():+.2f})",
-                *(f"{np.mean([own.latencies[batch].median for _, own in pairs]):.4g}" for batch in range(len(ratios))),
-                *(f"{ratio:.2f}" for ratio in ratios),
+                *(f"{time:.4g}" for time in times.mean(0)),
+                *(f"{ratio:.2f}" for ratio in ratios.mean(0)),
             ]
         )
     return rows

@@ -1,4 +1,4 @@
-"""Files and folders that other processes find whole or not at all, also where the writing one is killed."""
+"""Files and folders that are there whole or not at all, also where the writing process is killed or the power fails."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     part = path.with_name(f"{start}{os.getpid()}-{next(_numbers)}")
     try:
         yield part
+        _sync(part)
         part.replace(path)
     finally:
         _remove(part)
@@ -66,6 +67,16 @@ def _is_running(process: int) -> bool:
     except (OSError, OverflowError):
         return False
     return True
+
+
+def _sync(part: Path) -> None:
+    """Onto the disk: else a file system may keep the new name and lose what is in it."""
+    for path in (part, *part.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _remove(part: Path) -> None:

@@ -24,6 +24,17 @@ def test_a_file_takes_the_place_of_another(tmp_path):
     assert names(tmp_path) == ["facts.json"]
 
 
+def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, names(tmp_path))))
+    with atomic_path(tmp_path / "bundle") as part:
+        part.mkdir()
+        (part / "weights").write_bytes(b"1")
+    whole = {(tmp_path / name).stat().st_ino for name in ("bundle", "bundle/weights")}
+    assert {number for number, _ in synced} == whole
+    assert all("bundle" not in there for _, there in synced)
+
+
 def test_what_fails_leaves_the_old_and_nothing_else(tmp_path):
     path = tmp_path / "facts.json"
     path.write_text("old")

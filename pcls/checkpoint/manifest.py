@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+
+from pcls.atomic import atomic_write
 
 FORMAT = 2
 NAME = "pcls_manifest.json"
@@ -96,12 +97,7 @@ def write_manifest(
         {name: File((folder / name).stat().st_size, sha256) for name, sha256 in zip(names, digests, strict=True)},
     )
     values = {"format": FORMAT, **asdict(manifest)}
-    temporary = folder / f"{NAME}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"sha256": _own_digest(values), **values}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / NAME)
+    atomic_write(folder / NAME, json.dumps({"sha256": _own_digest(values), **values}))
 
 
 def read_manifest(folder: Path) -> Manifest:

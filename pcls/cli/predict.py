@@ -48,7 +48,9 @@ def predict(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="A file (.txt, .csv, .jsonl, .parquet), written as a whole; by default standard output."),
+        typer.Option(
+            help="A file (.txt, .csv, .jsonl, .parquet), written as a whole; by default, and with -, standard output."
+        ),
     ] = None,
     explain: Annotated[
         Path | None, typer.Option(help="A folder for a picture of each file: what speaks for its most probable class.")
@@ -60,6 +62,7 @@ def predict(
 
     Example: pcls predict runs/first photos --top 3 --out answers.csv
     """
+    out = None if out == Path("-") else out
     form = _form(output, out)
     _check(top, form, out, explain)
 

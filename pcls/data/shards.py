@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from pcls.atomic import atomic_write
 from pcls.data.reencode import as_file
 from pcls.data.sources.arrayrecord import PROGRESS, LeftOut, Part, Reencoding, Shard, Strict, digest
 from pcls.data.sources.source import Source, Unreadable
@@ -167,13 +168,8 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
       UserError: the disk is full, or cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
     with writing(path):
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        atomic_write(path, data)
 
 
 def encodable(name: str) -> str:

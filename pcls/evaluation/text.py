@@ -17,6 +17,7 @@ from pcls.evaluation.metrics import (
     averages,
     by_shots,
     per_class,
+    telling,
 )
 from pcls.evaluation.paired import Comparison
 from pcls.evaluation.quality import Quality
@@ -72,9 +73,7 @@ def evaluation_text(evaluation: Evaluation | LabelEvaluation) -> str:
         return label_sets_text(evaluation)
     rows = per_class(evaluation.confusion, evaluation.class_names)
     together, quality = averages(rows), evaluation.quality
-    summary = evaluation.summary()
-    # Among five classes or fewer every answer is one of the first five.
-    told = {name: value for name, value in summary.items() if name != "top5" or len(rows) > 5}
+    told = telling(evaluation.summary(), len(rows))
     lines = [f"{name:<12} {_number(value)}" for name, value in told.items()]
     lines[2] += f"  {_interval(_top1_interval(evaluation))}"
     lines.append(f"{'recall gmean':<12} {together.recall_gmean:.4f}")

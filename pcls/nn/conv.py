@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pcls.nn.convolve import Pads, convolve
+from pcls.nn.convolve import FORMS, Pads, convolve
 from pcls.nn.platform import target_platform
 from pcls.nn.pooling import max_pool_2x2
 from pcls.nn.remat import named_product
@@ -107,23 +108,35 @@ def _convolve(x: Array, kernel: Array) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=_LAYOUT)
 
 
-@jax.custom_vjp
 def _convolve_few_inputs(x: Array, kernel: Array) -> Array:
-    """The same convolution; the kernel's gradient is one matmul over patches, 2 ms less in cnn28's step on CPU."""
-    return _convolve(x, kernel)
+    """The same convolution: with jax 0.10 cnn28 takes 0.8 of the time, trained or asked; with 0.12 as long (CPU)."""
+    return _sum_of_maps(x, kernel) if kernel.shape[2] == 1 else FORMS["patches"](x, kernel, 1, ((0, 0), (0, 0)), 1)
 
 
-def _few_inputs_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernel), (x, kernel)
+@jax.custom_vjp
+def _sum_of_maps(x: Array, kernel: Array) -> Array:
+    """Of one input: the image in all its shifts, times their weights, added up in one loop with what comes after."""
+    size, _, _, outputs = kernel.shape
+    weights = kernel.astype(jnp.float32).reshape(-1, outputs)
+    maps = [image * own for image, own in zip(_shifted(x.astype(jnp.float32), size), weights, strict=True)]
+    return functools.reduce(jnp.add, maps).astype(x.dtype)
 
 
-def _few_inputs_backward(saved: tuple[Array, Array], grads: Array) -> tuple[Array, Array]:
+def _shifted(x: Array, size: int) -> list[Array]:
+    """What each of the size * size weights of a kernel meets: [batch, height - size + 1, width - size + 1, inputs]."""
+    height, width = (length - size + 1 for length in x.shape[1:3])
+    return [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
+
+
+def _sum_of_maps_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _sum_of_maps(x, kernel), (x, kernel)
+
+
+def _sum_of_maps_backward(saved: tuple[Array, Array], grads: Array) -> tuple[Array, Array]:
+    """Gradients, the kernel's as one matrix product: 2 ms less in cnn28's step."""
     x, kernel = saved
-    size, _, inputs, outputs = kernel.shape
-    height, width = grads.shape[1:3]
-    planes = x.transpose(3, 0, 1, 2)
-    patches = jnp.stack([planes[:, :, i : i + height, j : j + width] for i in range(size) for j in range(size)])
-    kernel_grads = patches.reshape(size * size * inputs, -1) @ grads.reshape(-1, outputs)
+    size, _, _, outputs = kernel.shape
+    kernel_grads = jnp.stack(_shifted(x, size)).reshape(size * size, -1) @ grads.reshape(-1, outputs)
     # Dropped by the compiler where nothing asks for it, as below a first layer.
     full = ((size - 1, size - 1), (size - 1, size - 1))
     x_grads = jax.lax.conv_general_dilated(
@@ -132,4 +145,4 @@ def _few_inputs_backward(saved: tuple[Array, Array], grads: Array) -> tuple[Arra
     return x_grads, kernel_grads.reshape(kernel.shape)
 
 
-_convolve_few_inputs.defvjp(_few_inputs_forward, _few_inputs_backward)
+_sum_of_maps.defvjp(_sum_of_maps_forward, _sum_of_maps_backward)

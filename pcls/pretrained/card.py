@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pcls.config import Recipe, flat_recipe
+from pcls.evaluation.metrics import telling
 
 # Of more, the first are listed.
 MOST_NAMES = 100
@@ -123,8 +124,7 @@ def _metrics(facts: Mapping[str, Any]) -> list[str]:
         f"On {metrics['n']:,} held-out records" if "n" in metrics else "On held-out records",
         f"{_undecodable(metrics)}, when {_measured_after(facts)} ended{_uncalibrated(facts)}.",
     ]
-    # Of five classes or fewer one of five is always right.
-    shown = metrics if len(facts["class_names"]) > 5 else {key: metrics[key] for key in metrics if key != "top5"}
+    shown = telling(metrics, len(facts["class_names"]))
     rows = [(words, f"{shown[name]:.2%}") for name, words in SHARES.items() if name in shown]
     rows += [("loss", f"{metrics['loss']:.4f}")] if "loss" in metrics else []
     text = ["".join(lines), "", *_table(("metric", "value"), rows)]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from pcls.atomic import atomic_path
 from pcls.errors import UserError
@@ -36,14 +36,15 @@ def export_timm(bundle: Bundle, out: Path) -> None:
     alone = out.suffix == ".safetensors"
     if out.is_dir() or (out.exists() and not alone):
         raise UserError(f"{out}: is there already; name another by --out")
-    weights = export_weights(dict(bundle.params), dict(bundle.stats), names)
+    # `save_file` lets nobody else read what it writes.
+    weights = save(export_weights(dict(bundle.params), dict(bundle.stats), names), METADATA)
     try:
         with atomic_path(out) as part:
             if alone:
-                save_file(weights, part, METADATA)
+                part.write_bytes(weights)
             else:
                 part.mkdir()
-                save_file(weights, part / WEIGHTS, METADATA)
+                (part / WEIGHTS).write_bytes(weights)
                 text = json.dumps(config_of(bundle), indent=2, ensure_ascii=False)
                 (part / CONFIG).write_text(text + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:

@@ -18,7 +18,7 @@ from pcls.data.workers import measure_threads
 from pcls.errors import RestartRequested
 from pcls.evaluation.count import Predictions
 from pcls.evaluation.label_sets import LabelEvaluation, LabelScores
-from pcls.evaluation.metrics import Evaluation
+from pcls.evaluation.metrics import Evaluation, telling
 from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
 from pcls.observe.chips import chip_of, share_of_peak
 from pcls.observe.console import Console, evaluation_line
@@ -214,13 +214,14 @@ class Session(Hooks):
         with self._goodput.lost_to("evaluation"), self._watchdog.expecting("an evaluation", COMPILING):
             self._result = self._evaluator(*self._setup.deliverable(state))
         evaluation = self._result[0]
-        row = {"kind": "eval", "step": step, "epoch": step / self._setup.plan.epoch_steps, **evaluation.summary()}
-        self._write(row)
+        when, summary = {"step": step, "epoch": step / self._setup.plan.epoch_steps}, evaluation.summary()
+        self._write({"kind": "eval", **when, **summary})
         if step < self._setup.plan.steps:
             self._write(self._goodput.row(step))
         self._score_at = {step: evaluation.score}
         best = evaluation.score > float(state.best_top1)
-        self._say(evaluation_line(row | {"best": best and step > self._setup.plan.evaluate_every}))
+        told = telling(summary, len(self._setup.dataset.class_names))
+        self._say(evaluation_line({**when, **told, "best": best and step > self._setup.plan.evaluate_every}))
         return evaluation.score
 
     def save(self, state: TrainState, step: int) -> None:

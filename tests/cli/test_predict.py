@@ -134,6 +134,13 @@ def test_the_name_of_the_file_tells_the_format(bundle, photos, said, tmp_path):
         assert (tmp_path / name).read_text().startswith(start)
 
 
+def test_a_dash_is_standard_output(bundle, photos, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = [bundle, photos / "a.png", "--format", "csv"]
+    assert said(*argv, "--out", "-") == said(*argv)
+    assert not (tmp_path / "-").exists()
+
+
 def test_more_classes_than_there_are_means_all_and_many_unreadable_files_are_named_in_part(
     bundle, photos, said, tmp_path
 ):

@@ -158,6 +158,8 @@ def test_weights_go_out_by_timms_names(tmp_path):
     done = pcls.export(tmp_path / "b", to="safetensors", out=tmp_path / "a.safetensors")
     assert done.parity is None and done.notices == ()
     assert load_file(tmp_path / "a.safetensors")["conv_stem.weight"].shape == (16, 3, 3, 3)
+    (tmp_path / "other").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 # What cannot be
