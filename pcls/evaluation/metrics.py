@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -13,11 +13,6 @@ from pcls.evaluation.quality import Quality
 
 # Classes by their training records. Source: Liu et al. 2019.
 MANY_SHOT_ABOVE, FEW_SHOT_BELOW = 100, 20
-
-
-def telling(summary: Mapping[str, float | int], classes: int) -> dict[str, float | int]:
-    """A summary without what says nothing: among five classes or fewer one of five answers is always right."""
-    return {name: value for name, value in summary.items() if name != "top5" or classes > 5}
 
 
 class Evaluated(Protocol):

@@ -17,10 +17,10 @@ from pcls.evaluation.metrics import (
     averages,
     by_shots,
     per_class,
-    telling,
 )
 from pcls.evaluation.paired import Comparison
 from pcls.evaluation.quality import Quality
+from pcls.observe.console import telling
 from pcls.observe.table import aligned
 
 # With more classes, text shows those that need a look; JSON has all.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pcls.config import Recipe, flat_recipe
-from pcls.evaluation.metrics import telling
+from pcls.observe.console import telling
 
 # Of more, the first are listed.
 MOST_NAMES = 100

@@ -18,10 +18,10 @@ from pcls.data.workers import measure_threads
 from pcls.errors import RestartRequested
 from pcls.evaluation.count import Predictions
 from pcls.evaluation.label_sets import LabelEvaluation, LabelScores
-from pcls.evaluation.metrics import Evaluation, telling
+from pcls.evaluation.metrics import Evaluation
 from pcls.nn.flops import TRAINING_FLOPS_PER_FORWARD
 from pcls.observe.chips import chip_of, share_of_peak
-from pcls.observe.console import Console, evaluation_line
+from pcls.observe.console import Console, evaluation_line, telling
 from pcls.observe.environment import environment
 from pcls.observe.goodput import Goodput
 from pcls.observe.profile import Profiler

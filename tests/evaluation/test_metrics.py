@@ -4,7 +4,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 
 from pcls.evaluation.count import confusion_counts
 from pcls.evaluation.intervals import f1_interval, wilson
-from pcls.evaluation.metrics import Evaluation, averages, by_lists, by_shots, by_value, per_class, telling
+from pcls.evaluation.metrics import Evaluation, averages, by_lists, by_shots, by_value, per_class
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 
@@ -112,9 +112,3 @@ def test_a_prediction_in_the_list_of_right_answers_is_right_and_empty_lists_are_
     found = by_lists([frozenset({1, 3}), frozenset(), frozenset({0}), frozenset({2})], np.array([3, 1, 0, 1]))
     assert (found.n, found.hits, found.left_out, found.top1) == (3, 2, 1, pytest.approx(2 / 3))
     assert by_lists([frozenset()], np.array([0])).top1 == 0
-
-
-def test_among_five_classes_or_fewer_a_summary_tells_no_top5():
-    summary = {"top1": 0.5, "top5": 1.0, "n": 2}
-    assert telling(summary, 6) == summary
-    assert telling(summary, 5) == {"top1": 0.5, "n": 2}

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pcls.observe.console import Console, duration, evaluation_line, progress_line
+from pcls.observe.console import Console, duration, evaluation_line, progress_line, telling
 
 ROW = {
     "step": 1200,
@@ -123,3 +123,9 @@ def test_a_terminal_redraws_one_line_and_what_is_said_stays(columns, monkeypatch
     # Nothing of the longer line is left behind what took its place.
     assert screen(output, columns) == ["start", "eval one", "eval two", ""]
     assert progress_line(row_at(1200), 1200)[: columns - 1] in output
+
+
+def test_among_five_classes_or_fewer_a_summary_tells_no_top5():
+    summary = {"top1": 0.5, "top5": 1.0, "n": 2}
+    assert telling(summary, 6) == summary
+    assert telling(summary, 5) == {"top1": 0.5, "n": 2}
