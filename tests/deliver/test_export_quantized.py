@@ -226,7 +226,7 @@ def test_a_recurrent_litert_program_holds_integers(tmp_path):
 
 
 def test_weights_by_timms_names_are_floats_and_it_is_said(tmp_path):
-    bundle = in_integers(drawn("mobilenetv3_small_100", 32, 3), 8, inputs=False)
+    bundle = in_integers(drawn("resnet18", 32, 3), 8, inputs=False)
     done = written(bundle, "safetensors", tmp_path, name="a.safetensors")
     assert done.notices == (
         "the model is quantized; exported are the float32 numbers that its small integers stand for",
