@@ -35,8 +35,9 @@ TARGETS = {
     "xpk": [*GOOGLE, "--cluster", "c1"],
     "sky": ["--image", "my/pcls:1", "--accelerators", "H100:8", "--nodes", "2"],
 }
-# Writes down its name and its arguments, and ends. No argument has these two characters in it.
-NOTE = 'printf "%s\\x1f" "${0##*/}" "$@" >> "$NOTED"; printf "\\x1e" >> "$NOTED"\n'
+# Writes down its name and its arguments, and ends. No argument has that character in it. Each process has a file of its
+# own, because the commands of several hosts run at the same time; the names are in the order of the calls.
+NOTE = 'printf "%s\\x1f" "${0##*/}" "$@" > "$NOTED/$EPOCHREALTIME-$$"\n'
 
 
 @pytest.fixture
@@ -50,16 +51,15 @@ def pasted(tools, tmp_path, monkeypatch):
     tools("ssh", 'exec bash -c "${@: -1}" < <(exec /bin/sleep 3)\n')
     tools("sbatch", 'SLURM_JOB_ID=7 exec bash "$1"\n')
     tools("srun", 'while [[ $1 == -* ]]; do shift; done\nexec "$@"\n')
-    folder = tmp_path / "here"
+    folder, noted = tmp_path / "here", tmp_path / "noted"
     folder.mkdir()
-    monkeypatch.setenv("NOTED", str(tmp_path / "noted"))
+    noted.mkdir()
+    monkeypatch.setenv("NOTED", str(noted))
 
     def run(text: str) -> list[list[str]]:
         subprocess.run(["bash", "-s"], input=text, text=True, cwd=folder, check=True, timeout=60)
         assert not list(tmp_path.rglob("hacked"))
-        noted = tmp_path / "noted"
-        calls = noted.read_text().split("\x1e")[:-1] if noted.exists() else []
-        return [call.split("\x1f")[:-1] for call in calls]
+        return [call.read_text().split("\x1f")[:-1] for call in sorted(noted.iterdir())]
 
     run.folder = folder
     return run
