@@ -1,6 +1,6 @@
 """What half of the FLOPs cost: `python benchmarks/prune.py`.
 
-cnn28 and ResNet-18, trained on Fashion-MNIST, lose channels until half of their FLOPs are left, and are trained again
+cnn28, ResNet-18 and MobileNetV3-Small, trained on Fashion-MNIST, lose channels until half of their FLOPs are left, and are trained again
 for a while (`pcls compress --target flops=0.5`, in a process of its own): accuracy, and latency beside the whole
 network's, in turns. Needs the original files: --data FOLDER (default ../shared/data/fashion-mnist). `--dry` prints the
 table and leaves the ledger alone.
@@ -25,6 +25,7 @@ import pcls
 NETWORKS: dict[str, list[str]] = {
     "cnn28": [],
     "resnet18": ["model.name=resnet18", "data.image_size=32", "train.duration=4 epochs"],
+    "mobilenetv3_small_100": ["model.name=mobilenetv3_small_100", "data.image_size=32", "train.duration=8 epochs"],
 }
 ONCE = ["evaluate.every=1000 epochs", "checkpoint.every=1000 epochs"]
 
@@ -96,6 +97,7 @@ def main() -> None:
     header += ["of the whole, batch 1", "of the whole, batch 32"]
     note = (
         f"{arguments.seeds} seeds; fashion_mnist_cnn {' '.join(arguments.overrides)}; resnet18 at 32 px, 4 epochs; "
+        "mobilenetv3_small_100 at 32 px, 8 epochs; "
         f"{arguments.steps} steps, {arguments.finetune or 'a fifth of the run'} of training after each with the run as "
         f"teacher; score {arguments.score}; top-1 on the 10,000 test images, which nothing was chosen by; latencies in "
         "turns, medians. Gates: at half of the FLOPs latency <= 0.65 of the whole, at most 0.5 points lost."

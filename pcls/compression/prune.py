@@ -77,9 +77,9 @@ def check_prunable(definition: ModelDef, name: str = "this network") -> None:
     """UserError where nothing can be removed of a network."""
     if not channels_of(definition):
         raise UserError(
-            f"{name} cannot be pruned: pcls removes channels of cnn28, of ResNets without a deep stem and of wide "
-            "ResNets; recurrent layers, depthwise and grouped convolutions have none that stand by themselves; --target"
-            " int8 is for all of them"
+            f"{name} cannot be pruned: pcls removes channels of cnn28, ResNets, EfficientNets and MobileNets; "
+            "recurrent layers and grouped convolutions have none that stand by themselves; --target int8 is for all of "
+            "them"
         )
 
 
@@ -116,7 +116,9 @@ def _count(group: Channels, params: Mapping[str, Any]) -> int:
 def _scores(group: Channels, params: Arrays, stats: Arrays, score: Score) -> np.ndarray:
     """[channels] float64, 1 in sum: the mean over the layers that make them."""
     found = []
-    for layer, norm in group.makers.items():
+    # Gates of squeeze-excite, which no BatchNorm follows, do not say how large a channel is.
+    makers = {layer: norm for layer, norm in group.makers.items() if norm} or group.makers
+    for layer, norm in makers.items():
         if score == "scale" and f"{norm}/scale" not in params:
             raise UserError(f"--score scale: no scale of a BatchNorm follows {layer}; choose --score l2 or l1")
         gain = np.abs(np.asarray(params.get(f"{norm}/scale", 1), np.float64))

@@ -34,8 +34,10 @@ class ModelSection(Section):
         and the kernel of each class: classes with few records get no shorter kernels; Cao et al. 2019).
       widths: channels of the two convolutions of `cnn28`, and units of its hidden layer, as in `[32, 64, 64]`; two
         numbers: no hidden layer; of the three groups of `speednet`, as in `[64, 256, 256]`; of residual networks those
-        after each stage, as in `[64, 128, 256, 512]` (of bottlenecks first those after the stem), and after these, if
-        you like, those within each block, as `pcls compress` writes them; empty: the customary ones.
+        after each stage, as in `[64, 128, 256, 512]` (of bottlenecks first those after the stem); of EfficientNet and
+        MobileNetV3 those after the stem, unless the first stage is added to them, after each stage, and before the
+        head; and after these, if you like, those within each block, as `pcls compress` writes them; empty: the
+        customary ones.
       read: what is a step where an image is read as a sequence: one of its `rows` or `columns`, of the `pixels` row by
         row, of the `patches` row by row, or of the pixels along a `hilbert` curve; null: as is customary for the model.
         Sequences are read by rows, which are their steps.

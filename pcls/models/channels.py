@@ -10,6 +10,8 @@ import jax
 from flax import nnx
 
 from pcls.models.classic import Cnn28
+from pcls.models.efficientnet import EfficientNet
+from pcls.models.inverted import Fused, Single, Trunk
 from pcls.models.resnet import Bottleneck, ResNet
 from pcls.nn.module import ModelDef
 
@@ -30,8 +32,10 @@ class Channels:
 def channels_of(definition: ModelDef) -> list[Channels]:
     """All channels of a network that can be removed, in the order of its option `widths`, written in full.
 
-    Networks of two or three convolutions and residual ones are known. Blocks of a stage add to the same channels, and
-    what the shortcut makes of the stage before it: these are one.
+    `cnn28`, residual networks and those of inverted residual blocks are known. Blocks of a stage add to the same
+    channels, and what the shortcut makes of the stage before it: these are one. So are those before and after a
+    depthwise convolution, which the gates of squeeze-excite multiply. What that squeezes to, and the first two
+    convolutions of a deep stem, stay as they are.
 
     Args:
       definition: of the registry.
@@ -43,13 +47,15 @@ def channels_of(definition: ModelDef) -> list[Channels]:
     if isinstance(model, Cnn28):
         layers = ["conv1", "conv2", *(["dense"] if model.dense is not None else []), "head"]
         return [Channels({made: ""}, [read]) for made, read in itertools.pairwise(layers)]
-    if isinstance(model, ResNet) and not model.deep and model.stages[0][0].conv2.groups == 1:
+    if isinstance(model, ResNet) and model.stages[0][0].conv2.groups == 1:
         return _of_resnet(model)
+    if isinstance(model, Trunk):
+        return _of_trunk(model)
     return []
 
 
 def _of_resnet(model: Any) -> list[Channels]:
-    stem = Channels({"conv1": "bn1"})
+    stem = Channels({"conv1/conv3" if model.deep else "conv1": "bn1"})
     streams, within, entering = [stem], [], stem
     for number, stage in enumerate(model.stages):
         for position, block in enumerate(stage):
@@ -65,3 +71,36 @@ def _of_resnet(model: Any) -> list[Channels]:
             entering.makers[f"{path}/conv{count}"] = f"{path}/bn{count}"
     entering.readers.append("head")
     return [*streams, *within]
+
+
+def _of_trunk(model: Any) -> list[Channels]:
+    entering = Channels({"stem/conv": "stem/bn"})
+    streams, within = [entering], []
+    for number, stage in enumerate(model.stages):
+        for position, block in enumerate(stage):
+            path = f"stages/{number}/{position}"
+            read, made = f"{path}/project/conv", (f"{path}/project/conv", f"{path}/project/bn")
+            if isinstance(block, Single):
+                entering.readers.append(f"{path}/single/conv")
+                made = f"{path}/single/conv", f"{path}/single/bn"
+            elif isinstance(block, Fused):
+                entering.readers.append(f"{path}/fused/conv")
+                within.append(Channels({f"{path}/fused/conv": f"{path}/fused/bn"}, [read]))
+            else:
+                between = entering
+                if block.expand is not None:
+                    entering.readers.append(f"{path}/expand/conv")
+                    between = Channels({f"{path}/expand/conv": f"{path}/expand/bn"})
+                    within.append(between)
+                between.makers[f"{path}/depthwise/conv"] = f"{path}/depthwise/bn"
+                between.readers.append(read)
+                if block.squeeze is not None:
+                    between.makers[f"{path}/squeeze/expand"] = ""
+                    between.readers.append(f"{path}/squeeze/reduce")
+            if not block.residual:
+                entering = Channels()
+                streams.append(entering)
+            entering.makers.update([made])
+    last, norm = ("last/conv", "last/bn") if isinstance(model, EfficientNet) else ("hidden", "")
+    entering.readers.append(last)
+    return [*streams, Channels({last: norm}, ["head"]), *within]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pcls.models.inverted import ConvNorm, Fused, Inverted, Single, SqueezeExcite, Stage, Style, Trunk, block_count
+from pcls.models.inverted import ConvNorm, Fused, Inverted, Single, SqueezeExcite, Stage, Style, Trunk, plan_of
 from pcls.nn.dropout import Dropout
 from pcls.nn.pooling import Pool, global_pool, pooled_width
 from pcls.nn.training import TrainingPass
@@ -28,6 +28,7 @@ class EfficientNet(Trunk):
       dropout: before the head.
       drop_path: stochastic depth of the last block; it rises linearly from 0.
       remat: of each stage's blocks, as `run_block` names it.
+      widths: as `plan_of` has it.
       dtype: of the computation.
     """
 
@@ -44,24 +45,18 @@ class EfficientNet(Trunk):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         remat: Sequence[str] = (),
+        widths: Sequence[int] = (),
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        plan = plan_of(stem, stages, width, widths)
         super().__init__(
-            stem,
-            "silu",
-            stages,
-            style=style,
-            channels=channels,
-            drop_path=drop_path,
-            remat=remat,
-            dtype=dtype,
-            rngs=rngs,
+            plan, "silu", style=style, channels=channels, drop_path=drop_path, remat=remat, dtype=dtype, rngs=rngs
         )
-        self.last = ConvNorm(stages[-1].width, width, 1, act="silu", style=style, dtype=dtype, rngs=rngs)
+        self.last = ConvNorm(plan.blocks[-1].outputs, plan.last, 1, act="silu", style=style, dtype=dtype, rngs=rngs)
         self.pool = pool
-        self.dropout = Dropout(dropout, block_count(stages))
-        self.head = nnx.Linear(pooled_width(width, pool), classes, dtype=dtype, rngs=rngs)
+        self.dropout = Dropout(dropout, len(plan.blocks))
+        self.head = nnx.Linear(pooled_width(plan.last, pool), classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to [batch, classes] logits."""
@@ -76,9 +71,9 @@ class EfficientNet(Trunk):
         return global_pool(self.last(last, training), self.pool)
 
 
-def squeeze(inputs: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> SqueezeExcite:
+def squeeze(inputs: int, between: int) -> Callable[..., SqueezeExcite]:
     """To a quarter of what enters the block, however much it expands."""
-    return SqueezeExcite(width, inputs // 4, "silu", "sigmoid", dtype=dtype, rngs=rngs)
+    return partial(SqueezeExcite, squeezed=inputs // 4, act="silu", gate="sigmoid")
 
 
 _inverted = partial(Stage, Inverted, squeeze=squeeze)

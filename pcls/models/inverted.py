@@ -5,8 +5,9 @@ Source: Sandler et al. 2018; squeeze-excite: Hu et al. 2018; the fused block: Ta
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -117,7 +118,7 @@ class Stage:
       size: of the kernels that are not 1 x 1.
       stride: of the first block.
       act: within blocks.
-      squeeze: makes the squeeze-excite of a block, from its inputs and the channels between; None: there is none.
+      squeeze: from a block's inputs and the channels between to what makes its squeeze-excite; None: there is none.
     """
 
     block: Callable[..., nnx.Module]
@@ -126,7 +127,119 @@ class Stage:
     size: int = 3
     stride: int = 1
     act: Activation = "silu"
-    squeeze: Callable[..., SqueezeExcite] | None = None
+    squeeze: Callable[[int, int], Callable[..., SqueezeExcite]] | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Numbers of one block.
+
+    Attributes:
+      kind: `Inverted`, `Fused` or `Single`.
+      inputs, between, outputs: channels that enter it, between its convolutions, and leave it.
+      expansion: customary channels between, by those that enter it.
+      size, stride: of its kernel that is not 1 x 1.
+      act: within it.
+      residual: it is added to what enters it.
+      squeeze: makes the squeeze-excite for so many channels; None: there is none.
+    """
+
+    kind: Callable[..., nnx.Module]
+    inputs: int
+    between: int
+    outputs: int
+    expansion: float
+    size: int
+    stride: int
+    act: Activation
+    residual: bool
+    squeeze: Callable[..., SqueezeExcite] | None
+
+    @property
+    def expands(self) -> bool:
+        """Whether the channels between are its own; else they are those that enter it, or there are none."""
+        return self.kind is Fused or (self.kind is Inverted and self.expansion != 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of a network of such blocks.
+
+    Attributes:
+      stem: channels of the first convolution.
+      stages: blocks of each.
+      last: width of the layer before the head.
+    """
+
+    stem: int
+    stages: tuple[tuple[Block, ...], ...]
+    last: int
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Of all stages."""
+        return tuple(itertools.chain.from_iterable(self.stages))
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """Channels of the stem, of each block that is not added to what enters it, and of the last layer."""
+        return (self.stem, *(block.outputs for block in self.blocks if not block.residual), self.last)
+
+    @property
+    def within(self) -> tuple[int, ...]:
+        """Channels within blocks, where they are a block's own."""
+        return tuple(block.between for block in self.blocks if block.expands)
+
+
+def plan_of(stem: int, stages: Sequence[Stage], last: int, widths: Sequence[int] = ()) -> Plan:
+    """A network in numbers.
+
+    Args:
+      stem, last: channels of the first layer, and of the one before the head.
+      stages: blocks between them.
+      widths: `Plan.streams` in place of the customary ones, and then, if they are written, `Plan.within`; empty: the
+        customary ones. What a squeeze-excite squeezes to stays customary.
+    """
+    built, inputs = [], stem
+    for stage in stages:
+        blocks = []
+        for position, expansion in enumerate(stage.expansions):
+            stride, between = stage.stride if position == 0 else 1, round(inputs * expansion)
+            blocks.append(
+                Block(
+                    kind=stage.block,
+                    inputs=inputs,
+                    between=between,
+                    outputs=stage.width,
+                    expansion=expansion,
+                    size=stage.size,
+                    stride=stride,
+                    act=stage.act,
+                    residual=stride == 1 and inputs == stage.width,
+                    squeeze=stage.squeeze(inputs, between) if stage.squeeze else None,
+                )
+            )
+            inputs = stage.width
+        built.append(tuple(blocks))
+    plan = Plan(stem, tuple(built), last)
+    return _of_widths(plan, widths) if widths else plan
+
+
+def _of_widths(plan: Plan, widths: Sequence[int]) -> Plan:
+    streams, within = iter(widths[: len(plan.streams)]), iter(widths[len(plan.streams) :])
+    stem = inputs = next(streams)
+    stages = []
+    for stage in plan.stages:
+        blocks = []
+        for block in stage:
+            # In a pruned network two widths may be the same by chance: whether a block is residual is asked before.
+            outputs = inputs if block.residual else next(streams)
+            usual = round(inputs * block.expansion)
+            between = next(within, usual) if block.expands else usual
+            blocks.append(replace(block, inputs=inputs, between=between, outputs=outputs))
+            inputs = outputs
+        stages.append(tuple(blocks))
+    return Plan(stem, tuple(stages), next(streams))
 
 
 class Inverted(nnx.Module):
@@ -135,38 +248,23 @@ class Inverted(nnx.Module):
     Without the first one where the channels stay as many; beside the identity where the shape stays.
 
     Args:
-      inputs: channels.
-      stage: that the block is of.
-      expansion: of the block.
-      stride: of the depthwise convolution.
+      block: its numbers.
       drop: of the branch.
       style: as in `ConvNorm`.
       dtype: of the computation.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        stage: Stage,
-        expansion: float,
-        stride: int,
-        drop: Dropout,
-        *,
-        style: Style,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        width = round(inputs * expansion)
+    def __init__(self, block: Block, drop: Dropout, *, style: Style, dtype: jnp.dtype, rngs: nnx.Rngs):
         layer = partial(ConvNorm, style=style, dtype=dtype, rngs=rngs)
-        self.expand = layer(inputs, width, 1, act=stage.act) if width != inputs else None
-        self.depthwise = layer(width, width, stage.size, stride=stride, depthwise=True, act=stage.act)
-        self.squeeze = stage.squeeze(inputs, width, dtype=dtype, rngs=rngs) if stage.squeeze else None
-        self.project = layer(width, stage.width, 1)
-        self.residual = stride == 1 and inputs == stage.width
-        self.drop = drop
+        between, size, stride, act = block.between, block.size, block.stride, block.act
+        self.expand = layer(block.inputs, between, 1, act=act) if block.expands else None
+        self.depthwise = layer(between, between, size, stride=stride, depthwise=True, act=act)
+        self.squeeze = block.squeeze(between, dtype=dtype, rngs=rngs) if block.squeeze else None
+        self.project = layer(between, block.outputs, 1)
+        self.residual, self.drop = block.residual, drop
 
     def __call__(self, x: Array, training: TrainingPass | None = None) -> Array:
-        """[batch, height, width, inputs] to [batch, ceil(height / stride), ceil(width / stride), the stage's width]."""
+        """[batch, height, width, inputs] to [batch, ceil(height / stride), ceil(width / stride), outputs]."""
         y = x if self.expand is None else self.expand(x, training)
         y = self.depthwise(y, training)
         y = self.project(y if self.squeeze is None else self.squeeze(y), training)
@@ -176,27 +274,14 @@ class Inverted(nnx.Module):
 class Fused(nnx.Module):
     """One dense convolution in place of the first two: faster where channels are few. Arguments as `Inverted` has."""
 
-    def __init__(
-        self,
-        inputs: int,
-        stage: Stage,
-        expansion: float,
-        stride: int,
-        drop: Dropout,
-        *,
-        style: Style,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        width = round(inputs * expansion)
+    def __init__(self, block: Block, drop: Dropout, *, style: Style, dtype: jnp.dtype, rngs: nnx.Rngs):
         layer = partial(ConvNorm, style=style, dtype=dtype, rngs=rngs)
-        self.fused = layer(inputs, width, stage.size, stride=stride, act=stage.act)
-        self.project = layer(width, stage.width, 1)
-        self.residual = stride == 1 and inputs == stage.width
-        self.drop = drop
+        self.fused = layer(block.inputs, block.between, block.size, stride=block.stride, act=block.act)
+        self.project = layer(block.between, block.outputs, 1)
+        self.residual, self.drop = block.residual, drop
 
     def __call__(self, x: Array, training: TrainingPass | None = None) -> Array:
-        """[batch, height, width, inputs] to [batch, ceil(height / stride), ceil(width / stride), the stage's width]."""
+        """[batch, height, width, inputs] to [batch, ceil(height / stride), ceil(width / stride), outputs]."""
         y = self.project(self.fused(x, training), training)
         return x + self.drop(y, training) if self.residual else y
 
@@ -204,25 +289,13 @@ class Fused(nnx.Module):
 class Single(nnx.Module):
     """One dense convolution, with its activation. Arguments as `Inverted` has; the expansion is 1."""
 
-    def __init__(
-        self,
-        inputs: int,
-        stage: Stage,
-        expansion: float,
-        stride: int,
-        drop: Dropout,
-        *,
-        style: Style,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, block: Block, drop: Dropout, *, style: Style, dtype: jnp.dtype, rngs: nnx.Rngs):
         layer = partial(ConvNorm, style=style, dtype=dtype, rngs=rngs)
-        self.single = layer(inputs, stage.width, stage.size, stride=stride, act=stage.act)
-        self.residual = stride == 1 and inputs == stage.width
-        self.drop = drop
+        self.single = layer(block.inputs, block.outputs, block.size, stride=block.stride, act=block.act)
+        self.residual, self.drop = block.residual, drop
 
     def __call__(self, x: Array, training: TrainingPass | None = None) -> Array:
-        """[batch, height, width, inputs] to [batch, ceil(height / stride), ceil(width / stride), the stage's width]."""
+        """[batch, height, width, inputs] to [batch, ceil(height / stride), ceil(width / stride), outputs]."""
         y = self.single(x, training)
         return x + self.drop(y, training) if self.residual else y
 
@@ -231,9 +304,8 @@ class Trunk(nnx.Module):
     """The stem, a 3 x 3 convolution with stride 2, and stages of blocks.
 
     Args:
-      stem: its channels.
-      act: its activation.
-      stages: their blocks.
+      plan: their numbers.
+      act: of the stem.
       style: as in `ConvNorm`.
       channels: of images.
       drop_path: stochastic depth of the last block; it rises linearly from 0.
@@ -243,9 +315,8 @@ class Trunk(nnx.Module):
 
     def __init__(
         self,
-        stem: int,
+        plan: Plan,
         act: Activation,
-        stages: Sequence[Stage],
         *,
         style: Style,
         channels: int,
@@ -255,19 +326,13 @@ class Trunk(nnx.Module):
         rngs: nnx.Rngs,
     ):
         common: dict[str, Any] = {"style": style, "dtype": dtype, "rngs": rngs}
-        self.stem = ConvNorm(channels, stem, 3, stride=2, act=act, **common)
-        drops = iter(stochastic_depth(drop_path, block_count(stages)))
-        built, inputs = [], stem
-        for stage in stages:
-            blocks = []
-            for position, expansion in enumerate(stage.expansions):
-                stride = stage.stride if position == 0 else 1
-                blocks.append(stage.block(inputs, stage, expansion, stride, next(drops), **common))
-                inputs = stage.width
-            built.append(nnx.List(blocks))
-        self.stages = nnx.List(built)
-        self.strides = tuple(stage.stride for stage in stages)
-        self.remat = tuple(remat) or ("none",) * len(stages)
+        self.stem = ConvNorm(channels, plan.stem, 3, stride=2, act=act, **common)
+        drops = iter(stochastic_depth(drop_path, len(plan.blocks)))
+        self.stages = nnx.List(
+            nnx.List(block.kind(block, next(drops), **common) for block in stage) for stage in plan.stages
+        )
+        self.strides = tuple(stage[0].stride for stage in plan.stages)
+        self.remat = tuple(remat) or ("none",) * len(plan.stages)
 
     def features(self, images: Array, training: TrainingPass | None = None) -> list[Array]:
         """[batch, height, width, channels] to the last map of each size: 1/2, 1/4, 1/8, 1/16 and 1/32."""
@@ -279,8 +344,3 @@ class Trunk(nnx.Module):
             for block in stage:
                 x = run_block(block, x, training, remat)
         return [*maps, x]
-
-
-def block_count(stages: Sequence[Stage]) -> int:
-    """Of all stages."""
-    return sum(len(stage.expansions) for stage in stages)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from pcls.models.inverted import Inverted, Single, SqueezeExcite, Stage, Style, Trunk, block_count, dense_init
+from pcls.models.inverted import Inverted, Single, SqueezeExcite, Stage, Style, Trunk, dense_init, plan_of
 from pcls.nn.dropout import Dropout
 from pcls.nn.pooling import Pool, global_pool, pooled_width
 from pcls.nn.remat import named_product
@@ -20,6 +20,7 @@ class MobileNetV3(Trunk):
     """The trunk, the mean over positions, and only then the last hidden layer; the head.
 
     Args:
+      stem: channels of the first convolution.
       stages: of blocks.
       hidden: features of the last hidden layer.
       style: as `ConvNorm` has it.
@@ -28,11 +29,13 @@ class MobileNetV3(Trunk):
       dropout: before the head.
       drop_path: stochastic depth of the last block; it rises linearly from 0.
       remat: of each stage's blocks, as `run_block` names it.
+      widths: as `plan_of` has it.
       dtype: of the computation.
     """
 
     def __init__(
         self,
+        stem: int,
         stages: Sequence[Stage],
         hidden: int,
         *,
@@ -43,25 +46,19 @@ class MobileNetV3(Trunk):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         remat: Sequence[str] = (),
+        widths: Sequence[int] = (),
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        plan = plan_of(stem, stages, hidden, widths)
         super().__init__(
-            16,
-            "hard_swish",
-            stages,
-            style=style,
-            channels=channels,
-            drop_path=drop_path,
-            remat=remat,
-            dtype=dtype,
-            rngs=rngs,
+            plan, "hard_swish", style=style, channels=channels, drop_path=drop_path, remat=remat, dtype=dtype, rngs=rngs
         )
         self.pool = pool
-        pooled = pooled_width(stages[-1].width, pool)
-        self.hidden = nnx.Linear(pooled, hidden, kernel_init=dense_init, dtype=dtype, rngs=rngs)
-        self.dropout = Dropout(dropout, block_count(stages))
-        self.head = nnx.Linear(hidden, classes, dtype=dtype, rngs=rngs)
+        pooled = pooled_width(plan.blocks[-1].outputs, pool)
+        self.hidden = nnx.Linear(pooled, plan.last, kernel_init=dense_init, dtype=dtype, rngs=rngs)
+        self.dropout = Dropout(dropout, len(plan.blocks))
+        self.head = nnx.Linear(plan.last, classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Array, training: TrainingPass | None = None) -> Array:
         """[batch, height, width, channels] to [batch, classes] logits."""
@@ -76,9 +73,9 @@ class MobileNetV3(Trunk):
         return nnx.hard_swish(named_product(self.hidden(global_pool(last, self.pool))))
 
 
-def squeeze(inputs: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> SqueezeExcite:
+def squeeze(inputs: int, between: int) -> Callable[..., SqueezeExcite]:
     """To about a quarter of the channels between a block's convolutions, whatever enters it."""
-    return SqueezeExcite(width, _of_eight(width / 4), "relu", "hard_sigmoid", dtype=dtype, rngs=rngs)
+    return partial(SqueezeExcite, squeezed=_of_eight(between / 4), act="relu", gate="hard_sigmoid")
 
 
 def _of_eight(channels: float) -> int:
@@ -109,8 +106,8 @@ SMALL = (
     Stage(Single, 576, (1,), size=1, act="hard_swish"),
 )
 
-mobilenetv3_large_100 = partial(MobileNetV3, LARGE, 1280)
-mobilenetv3_small_100 = partial(MobileNetV3, SMALL, 1024)
+mobilenetv3_large_100 = partial(MobileNetV3, 16, LARGE, 1280)
+mobilenetv3_small_100 = partial(MobileNetV3, 16, SMALL, 1024)
 tf_mobilenetv3_large_100 = partial(mobilenetv3_large_100, style="tensorflow")
 tf_mobilenetv3_small_100 = partial(mobilenetv3_small_100, style="tensorflow")
 mobilenet_v3_large = partial(mobilenetv3_large_100, style="torchvision")

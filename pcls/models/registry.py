@@ -24,6 +24,7 @@ from pcls.models.efficientnet import (
     tf_efficientnet_b0,
     tf_efficientnetv2_s,
 )
+from pcls.models.inverted import plan_of
 from pcls.models.mobilenet import (
     mobilenet_v3_large,
     mobilenet_v3_small,
@@ -131,6 +132,23 @@ def _residual(entry: Entry) -> Entry:
     return replace(entry, options=entry.options | {"widths"}, widths=widths)
 
 
+def _residuals(description: str, builds: Mapping[str, Callable[..., nnx.Module]]) -> dict[str, Entry]:
+    """Residual networks that one line describes."""
+    return {name: _residual(entry) for name, entry in _family(description, builds).items()}
+
+
+def _inverted(description: str, build: Callable[..., nnx.Module], **facts: Any) -> Entry:
+    """A network of inverted residual blocks, which has the option `widths`."""
+    entry = _cnn(description, build, **facts)
+    # Of a `partial` whose arguments are those of `plan_of`.
+    named: Any = build
+    plan = plan_of(*named.args)
+    usual, within = plan.streams, len(plan.within)
+    of = f"{len(usual)} widths from its stem to the layer before its head, and, if you like, {within} within its blocks"
+    widths = Widths(of, (len(usual), len(usual) + within), usual)
+    return replace(entry, options=entry.options | {"widths"}, widths=widths)
+
+
 MODELS: dict[str, Entry] = {
     "cnn28": _classic(
         "two convolutions and two dense layers",
@@ -141,8 +159,8 @@ MODELS: dict[str, Entry] = {
     ),
     "rnn28": _classic("simple recurrent network (tanh) over the rows of the image", rnn28, min_size=2),
     "irnn28": _classic("the same with ReLU and an identity start (Le et al. 2015)", irnn28, min_size=2),
-    **{name: _residual(entry) for name, entry in _family("residual network (He et al. 2015)", RESNETS).items()},
-    **_family("the same, a deep stem, means in its shortcuts (He et al. 2019)", DEEP_RESNETS),
+    **_residuals("residual network (He et al. 2015)", RESNETS),
+    **_residuals("the same, a deep stem, means in its shortcuts (He et al. 2019)", DEEP_RESNETS),
     "resnext50_32x4d": _cnn("residual network, 32 groups of channels (Xie et al. 2017)", resnext50_32x4d),
     "wide_resnet50_2": _residual(
         _cnn("residual network, twice the inner width (Zagoruyko & Komodakis 2016)", wide_resnet50_2)
@@ -162,28 +180,32 @@ MODELS: dict[str, Entry] = {
         from_images=whitening_stem,
     ),
     **_family("ConvNeXt: depthwise 7 x 7, layer normalisation (Liu et al. 2022)", CONVNEXTS),
-    "efficientnet_b0": _cnn(
+    "efficientnet_b0": _inverted(
         "EfficientNet-B0: inverted residuals, squeeze-excite (Tan & Le 2019)", efficientnet_b0, stages=7
     ),
-    "tf_efficientnet_b0": _cnn("the same for weights from TensorFlow", tf_efficientnet_b0, stages=7),
-    "efficientnetv2_s": _cnn(
+    "tf_efficientnet_b0": _inverted("the same for weights from TensorFlow", tf_efficientnet_b0, stages=7),
+    "efficientnetv2_s": _inverted(
         "EfficientNetV2-S: fused blocks first (Tan & Le 2021)", efficientnetv2_s, image_size=288, stages=6
     ),
-    "tf_efficientnetv2_s": _cnn("the same for weights from TensorFlow", tf_efficientnetv2_s, image_size=300, stages=6),
-    "efficientnetv2_rw_s": _cnn(
+    "tf_efficientnetv2_s": _inverted(
+        "the same for weights from TensorFlow", tf_efficientnetv2_s, image_size=300, stages=6
+    ),
+    "efficientnetv2_rw_s": _inverted(
         "EfficientNetV2-S as timm made it before its code was public", efficientnetv2_rw_s, image_size=288, stages=6
     ),
-    "efficientnet_v2_s": _cnn("EfficientNetV2-S as torchvision has it", efficientnet_v2_s, image_size=384, stages=6),
-    "mobilenetv3_large_100": _cnn("MobileNetV3-Large (Howard et al. 2019)", mobilenetv3_large_100, stages=7),
-    "mobilenetv3_small_100": _cnn("MobileNetV3-Small", mobilenetv3_small_100, stages=6),
-    "tf_mobilenetv3_large_100": _cnn(
+    "efficientnet_v2_s": _inverted(
+        "EfficientNetV2-S as torchvision has it", efficientnet_v2_s, image_size=384, stages=6
+    ),
+    "mobilenetv3_large_100": _inverted("MobileNetV3-Large (Howard et al. 2019)", mobilenetv3_large_100, stages=7),
+    "mobilenetv3_small_100": _inverted("MobileNetV3-Small", mobilenetv3_small_100, stages=6),
+    "tf_mobilenetv3_large_100": _inverted(
         "MobileNetV3-Large for weights from TensorFlow", tf_mobilenetv3_large_100, stages=7
     ),
-    "tf_mobilenetv3_small_100": _cnn(
+    "tf_mobilenetv3_small_100": _inverted(
         "MobileNetV3-Small for weights from TensorFlow", tf_mobilenetv3_small_100, stages=6
     ),
-    "mobilenet_v3_large": _cnn("MobileNetV3-Large as torchvision has it", mobilenet_v3_large, stages=7),
-    "mobilenet_v3_small": _cnn("MobileNetV3-Small as torchvision has it", mobilenet_v3_small, stages=6),
+    "mobilenet_v3_large": _inverted("MobileNetV3-Large as torchvision has it", mobilenet_v3_large, stages=7),
+    "mobilenet_v3_small": _inverted("MobileNetV3-Small as torchvision has it", mobilenet_v3_small, stages=6),
     "rnn": _stepwise(
         "simple recurrent network (tanh) over rows, pixels, ... (Elman 1990)", partial(SequenceClassifier, "rnn")
     ),

@@ -149,10 +149,15 @@ class Bottleneck(nnx.Module):
 
 
 class DeepStem(nnx.Module):
-    """Three 3 x 3 convolutions, the first with stride 2, in place of one of 7 x 7."""
+    """Three 3 x 3 convolutions, the first with stride 2, in place of one of 7 x 7.
 
-    def __init__(self, channels: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        width = outputs // 2
+    Args:
+      channels, outputs: of images, and of the last one.
+      width: channels of the others.
+      dtype: of the computation.
+    """
+
+    def __init__(self, channels: int, outputs: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.conv1 = _conv(channels, width, 3, stride=2, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(width, rngs=rngs)
         self.conv2 = _conv(width, width, 3, dtype=dtype, rngs=rngs)
@@ -204,7 +209,7 @@ class ResNet(nnx.Module):
         widths = widths or usual
         stem_width, streams, within = widths[0], widths[len(usual) - len(depths) : len(usual)], widths[len(usual) :]
         size, stride = (3, 1) if small_images else (7, 2)
-        stem: Any = DeepStem if deep else partial(_conv, size=size, stride=stride)
+        stem: Any = partial(DeepStem, width=usual[0] // 2) if deep else partial(_conv, size=size, stride=stride)
         self.conv1 = stem(channels, stem_width, dtype=dtype, rngs=rngs)
         self.bn1: BatchNorm | Folded = BatchNorm(stem_width, rngs=rngs)
         self.small_images = small_images

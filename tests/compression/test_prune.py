@@ -1,5 +1,6 @@
 import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,23 +9,50 @@ import pytest
 
 from pcls.compression.prune import _ladder, prune, without_channels
 from pcls.errors import UserError
+from pcls.models import efficientnet, mobilenet
 from pcls.models.channels import channels_of
+from pcls.models.efficientnet import EfficientNet
+from pcls.models.inverted import Fused, Inverted, Single, Stage
+from pcls.models.mobilenet import MobileNetV3
 from pcls.models.registry import MODELS, define_model
 from pcls.nn.flops import image_costs, layer_flops
+from pcls.nn.module import ModelDef
 from pcls.nn.platform import compiling_for
 
+# Few channels; together they have every kind of block.
+BLOCKS = (
+    Stage(Single, 16, (1,)),
+    Stage(Fused, 16, (2, 1), stride=2),
+    Stage(Inverted, 24, (1, 2), size=5, stride=2, squeeze=efficientnet.squeeze),
+    Stage(Inverted, 32, (3,)),
+)
+SWISH_BLOCKS = (
+    Stage(Inverted, 16, (1,), act="relu"),
+    Stage(Inverted, 24, (72 / 16, 3), stride=2, act="hard_swish", squeeze=mobilenet.squeeze),
+    Stage(Single, 48, (1,), size=1, act="hard_swish"),
+)
+THIN = {
+    "efficientnet": partial(EfficientNet, 16, BLOCKS, 48, style="tensorflow"),
+    "mobilenet": partial(MobileNetV3, 16, SWISH_BLOCKS, 32),
+}
 NETWORKS = {
     "cnn28": ((12, 12, 1), {"widths": (8, 16, 16)}),
     "cnn28, no hidden layer": ((12, 12, 1), {"widths": (8, 16)}),
     "resnet18": ((32, 32, 3), {"widths": (16, 16, 24, 32), "pool": "catavgmax"}),
     "resnet50": ((32, 32, 1), {"widths": (16, 32, 32, 48, 64)}),
+    "resnet18d": ((32, 32, 1), {"widths": (48, 48, 64, 96)}),
+    "efficientnet": ((32, 32, 3), {"pool": "catavgmax"}),
+    "mobilenet": ((32, 32, 1), {"pool": "catavgmax"}),
 }
 
 
 def defined(name: str, widths=None):
     shape, options = NETWORKS[name]
-    size = dict(zip(("height", "width", "channels"), shape, strict=True))
     own = options if widths is None else options | {"widths": widths}
+    if name in THIN:
+        build = partial(THIN[name], channels=shape[-1], classes=5, dtype=jnp.float32, **own)
+        return ModelDef.of(lambda rngs: build(rngs=rngs))
+    size = dict(zip(("height", "width", "channels"), shape, strict=True))
     return define_model(name.partition(",")[0], **size, classes=5, **own)
 
 
@@ -91,7 +119,7 @@ def test_what_is_left_is_the_network_with_the_other_channels_at_zero(name):
     assert np.abs(logits(params, stats) - whole).max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["cnn28", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"cnn28, no hidden layer"}))
 def test_every_layer_is_counted_as_the_whole_is(name):
     definition = defined(name)
     layers = layer_flops(definition, NETWORKS[name][0])
@@ -103,7 +131,8 @@ def test_channels_are_in_the_order_of_the_option_and_count_as_it_says():
     for name in NETWORKS:
         definition = defined(name)
         groups = channels_of(definition)
-        assert len(groups) == max(MODELS[name.partition(",")[0]].widths.counts[-1] - ("no hidden" in name), 2)
+        if name not in THIN:
+            assert len(groups) == max(MODELS[name.partition(",")[0]].widths.counts[-1] - ("no hidden" in name), 2)
         counts = [definition.params[f"{next(iter(group.makers))}/kernel"].shape[-1] for group in groups]
         assert defined(name, tuple(counts)).params == definition.params
         for group in groups:
@@ -129,6 +158,38 @@ def test_channels_that_do_nothing_go_first_and_blocks_of_a_stage_are_looked_at_t
         assert set(kept) & {12, 13, 14, 15}, score
 
 
+def test_channels_of_inverted_blocks_are_those_before_and_after_the_depthwise_convolution_and_of_the_gates():
+    groups = channels_of(defined("mobilenet"))
+    stem, second, *_ = groups
+    # The first block has no channels of its own, and is added to the stem's.
+    assert list(stem.makers) == ["stem/conv", "stages/0/0/depthwise/conv", "stages/0/0/project/conv"]
+    assert stem.readers == ["stages/0/0/project/conv", "stages/1/0/expand/conv"]
+    assert list(second.makers) == ["stages/1/0/project/conv", "stages/1/1/project/conv"]
+    within = next(group for group in groups if "stages/1/0/expand/conv" in group.makers)
+    assert within.makers == {
+        "stages/1/0/expand/conv": "stages/1/0/expand/bn",
+        "stages/1/0/depthwise/conv": "stages/1/0/depthwise/bn",
+        "stages/1/0/squeeze/expand": "",
+    }
+    assert within.readers == ["stages/1/0/project/conv", "stages/1/0/squeeze/reduce"]
+
+
+def test_networks_of_inverted_blocks_are_made_of_their_widths():
+    name = "mobilenetv3_small_100"
+    size = {"height": 32, "width": 32, "channels": 3, "classes": 5}
+    whole = define_model(name, **size)
+    groups = channels_of(whole)
+    counts = [whole.params[f"{next(iter(group.makers))}/kernel"].shape[-1] for group in groups]
+    few, all_ = MODELS[name].widths.counts
+    assert len(counts) == all_ and tuple(counts[:few]) == MODELS[name].widths.usual
+    assert define_model(name, **size, widths=tuple(counts)).params == whole.params
+    # Without those within its blocks they are as customary: six times what enters the last one.
+    halved = define_model(name, **size, widths=tuple(count // 2 for count in counts[:few]))
+    assert halved.params["stages/4/2/expand/conv/kernel"].shape == (1, 1, 48, 288)
+    with pytest.raises(UserError, match=r"mobilenetv3_small_100 has 8 widths from its stem .*: write 8 or 18 numbers"):
+        define_model(name, **size, widths=(16,))
+
+
 def test_nothing_is_changed_where_all_channels_are_kept():
     definition = defined("resnet50")
     params, stats = drawn(definition)
@@ -150,7 +211,7 @@ def test_wide_layers_keep_multiples_of_32_and_narrow_ones_of_a_quarter():
         assert all(3 * more <= 4 * fewer + 4 and fewer < more for more, fewer in itertools.pairwise(ladder))
 
 
-@pytest.mark.parametrize("name", ["rnn28", "lstm", "resnet18d", "resnext50_32x4d", "convnext_atto"])
+@pytest.mark.parametrize("name", ["rnn28", "lstm", "resnext50_32x4d", "convnext_atto"])
 def test_networks_without_channels_of_their_own_are_refused(name):
     size = MODELS[name].min_size
     definition = define_model(name, height=max(size, 8), width=max(size, 8), channels=1, classes=3)

@@ -13,7 +13,7 @@ from pcls.errors import UserError
 from pcls.models import convnext, efficientnet, mobilenet, resnet
 from pcls.models.convnext import ConvNeXt
 from pcls.models.efficientnet import EfficientNet
-from pcls.models.inverted import Fused, Inverted, Single, SqueezeExcite, Stage
+from pcls.models.inverted import Fused, Inverted, Single, SqueezeExcite, Stage, plan_of
 from pcls.models.mobilenet import MobileNetV3
 from pcls.models.registry import MODELS, customary_model, define_model, model_entry
 from pcls.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -303,7 +303,7 @@ def thin(kind, **options):
         if kind == "efficientnet":
             return EfficientNet(4, THIN_STAGES, 16, style="tensorflow", **common, rngs=rngs)
         if kind == "mobilenet":
-            return MobileNetV3(THIN_SWISH_STAGES, 16, **common, rngs=rngs)
+            return MobileNetV3(16, THIN_SWISH_STAGES, 16, **common, rngs=rngs)
         block = Bottleneck if kind == "bottlenecks" else BasicBlock
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(resnet, "STAGE_WIDTHS", (4, 8, 12, 16))
@@ -431,7 +431,8 @@ def test_a_convnext_block_is_that_of_numpy():
 
 def test_an_inverted_block_is_that_of_numpy():
     stage = Stage(Inverted, 3, (4,), act="hard_swish", squeeze=mobilenet.squeeze)
-    block = Inverted(3, stage, 4, 1, Dropout(0, 0), style="tensorflow", dtype=jnp.float32, rngs=nnx.Rngs(0))
+    (numbers,) = plan_of(3, [stage], 1).blocks
+    block = Inverted(numbers, Dropout(0, 0), style="tensorflow", dtype=jnp.float32, rngs=nnx.Rngs(0))
     assert isinstance(block.squeeze, SqueezeExcite)
     block.squeeze.reduce.bias[...] = jnp.linspace(-0.5, 0.5, 8)
     block.project.bn.mean[...], block.project.bn.var[...] = jnp.array([0.1, -0.2, 0.3]), jnp.array([0.01, 0.2, 2])
@@ -478,7 +479,7 @@ def test_odd_images_give_maps_of_rounded_up_sizes_and_teach_every_weight(kind):
     ("between", "squeezed"), [(16, 8), (72, 24), (96, 24), (120, 32), (144, 40), (240, 64), (672, 168), (960, 240)]
 )
 def test_mobilenet_squeezes_to_multiples_of_eight_and_no_less_than_nine_tenths_of_a_quarter(between, squeezed):
-    layer = mobilenet.squeeze(1, between, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layer = mobilenet.squeeze(1, between)(between, dtype=jnp.float32, rngs=nnx.Rngs(0))
     assert layer.reduce.kernel.shape == (between, squeezed)
 
 
