@@ -1,9 +1,9 @@
 """What half of the FLOPs cost: `python benchmarks/prune.py`.
 
-cnn28, ResNet-18 and MobileNetV3-Small, trained on Fashion-MNIST, lose channels until half of their FLOPs are left, and are trained again
-for a while (`pcls compress --target flops=0.5`, in a process of its own): accuracy, and latency beside the whole
-network's, in turns. Needs the original files: --data FOLDER (default ../shared/data/fashion-mnist). `--dry` prints the
-table and leaves the ledger alone.
+cnn28, ResNet-18 and MobileNetV3-Small, trained on Fashion-MNIST, lose channels until half of their FLOPs are left, and
+are trained again for a while (`pcls compress --target flops=0.5`, in a process of its own): accuracy, and latency
+beside the whole network's, in turns. Needs the original files: --data FOLDER (default ../shared/data/fashion-mnist).
+`--dry` prints the table and leaves the ledger alone.
 """
 
 from __future__ import annotations
