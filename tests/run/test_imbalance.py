@@ -57,6 +57,7 @@ def test_sampled_classes_come_in_no_buckets():
     )
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("where", [{}, {"data.on_device": True}])
 def test_a_sampled_run_stopped_halfway_resumes_to_the_same_bits(where, tiny, tmp_path, stop_after, final_state):
     sampled = tiny | where | {"data.sampling": "balanced", "data.long_tail": 50}

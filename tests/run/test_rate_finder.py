@@ -41,6 +41,7 @@ def test_the_curve_falls_and_both_suggestions_lie_within(found):
     assert 1e-4 <= found.steepest <= 1
 
 
+@pytest.mark.system
 def test_one_device_finds_the_same_losses_as_eight(settings, found, monkeypatch):
     one = jax.devices()[:1]
     monkeypatch.setattr("pcls.training.program.make_mesh", lambda *axes: make_mesh(*axes[:3], one))

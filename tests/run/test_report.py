@@ -194,7 +194,7 @@ ANSWERS = Predictions(
 @pytest.mark.parametrize(
     ("name", "options", "method", "time"),
     [
-        ("rglru2d_tiny", {}, "Grad-CAM", ""),
+        pytest.param("rglru2d_tiny", {}, "Grad-CAM", "", marks=pytest.mark.system),
         ("lru", {"read": "columns", "hidden": 4}, "one of the columns", "right"),
         ("gru", {"read": "patches", "patch": 5, "hidden": 4}, "at its place in the image", ""),
     ],

@@ -93,6 +93,7 @@ def test_a_run_goes_on_from_good_weights_with_the_records_after_the_bad_ones(tin
         np.testing.assert_array_equal(found[f"params/{name}"], leaf)
 
 
+@pytest.mark.system
 def test_a_run_that_is_lost_again_at_once_goes_further_back_and_ends_with_43(tiny, tmp_path, lost, capsys):
     lost(6, 100)
     path = tmp_path / "run"
@@ -182,6 +183,7 @@ def test_steps_that_a_run_does_not_have_are_refused(kept_run, step, capsys):
     assert capsys.readouterr().err == f"pcls: STEP is {step}; the steps of {kept_run} are 1 to 12\n"
 
 
+@pytest.mark.system
 def test_a_step_after_a_rollback_is_replayed_from_the_checkpoint_after_it_or_not_at_all(tiny, tmp_path, lost, capsys):
     lost(6, 8)
     path = tmp_path / "run"

@@ -66,6 +66,7 @@ def test_answers_that_are_looked_up_are_those_that_the_teacher_gives(taught, fin
     assert_same_state(final_state(cached), final_state(asked), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.system
 def test_a_stopped_student_goes_on_to_the_same_bits(taught, final_state, stop_after):
     whole = taught("whole")
     stop_after(5)
@@ -77,6 +78,7 @@ def test_a_stopped_student_goes_on_to_the_same_bits(taught, final_state, stop_af
     assert pcls.replay(parted, 7).diagnosis.first_bad == ""
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     "settings", [{"data.on_device": True}, {"train.steps_per_dispatch": 2}, {"train.accumulate": 2}], ids=str
 )

@@ -126,6 +126,7 @@ def test_recipes_that_cannot_be_are_refused(overrides, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.system
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits_and_says_its_zeros(tiny, tmp_path, stop_after, final_state):
     settings = tiny | {
         "train.ema_decay": 0.0,

@@ -55,6 +55,7 @@ def assert_equals_the_scan(bidirectional, lengths, tolerance):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
 def test_the_kernel_gets_what_the_scan_computes_with(monkeypatch, bidirectional, lengths):
