@@ -11,7 +11,7 @@ from flax import nnx
 
 from pcls.models.classic import Cnn28
 from pcls.models.efficientnet import EfficientNet
-from pcls.models.inverted import Fused, Single, Trunk
+from pcls.models.inverted import Inverted, Single, Trunk
 from pcls.models.resnet import Bottleneck, ResNet
 from pcls.nn.module import ModelDef
 
@@ -74,33 +74,40 @@ def _of_resnet(model: Any) -> list[Channels]:
 
 
 def _of_trunk(model: Any) -> list[Channels]:
-    entering = Channels({"stem/conv": "stem/bn"})
+    entering = Channels(_conv_norm("stem"))
     streams, within = [entering], []
     for number, stage in enumerate(model.stages):
         for position, block in enumerate(stage):
             path = f"stages/{number}/{position}"
-            read, made = f"{path}/project/conv", (f"{path}/project/conv", f"{path}/project/bn")
-            if isinstance(block, Single):
-                entering.readers.append(f"{path}/single/conv")
-                made = f"{path}/single/conv", f"{path}/single/bn"
-            elif isinstance(block, Fused):
-                entering.readers.append(f"{path}/fused/conv")
-                within.append(Channels({f"{path}/fused/conv": f"{path}/fused/bn"}, [read]))
-            else:
-                between = entering
-                if block.expand is not None:
-                    entering.readers.append(f"{path}/expand/conv")
-                    between = Channels({f"{path}/expand/conv": f"{path}/expand/bn"})
-                    within.append(between)
-                between.makers[f"{path}/depthwise/conv"] = f"{path}/depthwise/bn"
-                between.readers.append(read)
-                if block.squeeze is not None:
-                    between.makers[f"{path}/squeeze/expand"] = ""
-                    between.readers.append(f"{path}/squeeze/reduce")
+            last = f"{path}/single" if isinstance(block, Single) else f"{path}/project"
+            between = _between(block, path, entering)
+            between.readers.append(f"{last}/conv")
+            if between is not entering:
+                within.append(between)
             if not block.residual:
                 entering = Channels()
                 streams.append(entering)
-            entering.makers.update([made])
+            entering.makers.update(_conv_norm(last))
     last, norm = ("last/conv", "last/bn") if isinstance(model, EfficientNet) else ("hidden", "")
     entering.readers.append(last)
     return [*streams, Channels({last: norm}, ["head"]), *within]
+
+
+def _between(block: Any, path: str, entering: Channels) -> Channels:
+    """What the last convolution of a block reads: channels of the block's own, or those that enter it."""
+    between = entering
+    for first in ("fused", "expand"):
+        if getattr(block, first, None) is not None:
+            entering.readers.append(f"{path}/{first}/conv")
+            between = Channels(_conv_norm(f"{path}/{first}"))
+    if isinstance(block, Inverted):
+        between.makers.update(_conv_norm(f"{path}/depthwise"))
+        if block.squeeze is not None:
+            between.makers[f"{path}/squeeze/expand"] = ""
+            between.readers.append(f"{path}/squeeze/reduce")
+    return between
+
+
+def _conv_norm(path: str) -> dict[str, str]:
+    """A `ConvNorm` among the makers."""
+    return {f"{path}/conv": f"{path}/bn"}

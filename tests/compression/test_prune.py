@@ -171,7 +171,7 @@ def test_channels_of_inverted_blocks_are_those_before_and_after_the_depthwise_co
         "stages/1/0/depthwise/conv": "stages/1/0/depthwise/bn",
         "stages/1/0/squeeze/expand": "",
     }
-    assert within.readers == ["stages/1/0/project/conv", "stages/1/0/squeeze/reduce"]
+    assert within.readers == ["stages/1/0/squeeze/reduce", "stages/1/0/project/conv"]
 
 
 def test_networks_of_inverted_blocks_are_made_of_their_widths():
