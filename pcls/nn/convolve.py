@@ -51,7 +51,10 @@ def convolve(x: Array, kernel: Array, *, stride: int, pads: Pads | Literal["SAME
       [batch, height out, width out, outputs] in x's type.
     """
     pads = pads_of(x.shape, kernel.shape, stride, pads)
-    return FORMS[chosen_form(x.shape, kernel.shape, stride, pads, groups)](x, kernel, stride, pads, groups)
+    y = FORMS[chosen_form(x.shape, kernel.shape, stride, pads, groups)](x, kernel, stride, pads, groups)
+    # jax 0.12 makes one YNN program of some convolutions in a row and the mean after them, and it reads memory that
+    # nobody has written to: NaN, on a Xeon with AMX.
+    return lax.optimization_barrier(y) if x.dtype == jnp.bfloat16 and target_platform() == "cpu" else y
 
 
 def pads_of(shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: int, pads: Pads | Literal["SAME"]) -> Pads:

@@ -9,12 +9,27 @@ from jax import Array
 
 from pcls.nn.conv import Conv, ConvPool
 from pcls.nn.platform import compiling_for
+from pcls.nn.pooling import global_mean_pool
 
 
 def plain(kernel: Array, bias: Array, x: Array) -> Array:
     """Convolution, bias, ReLU, then pooling by reduce_window, in the textbook's order."""
     y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return jax.lax.reduce_window(nnx.relu(y + bias), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_mean_after_two_convolutions_in_bfloat16_is_that_in_float32(stride):
+    # jax 0.12 reads memory here that nobody has written to, where the CPU has AMX.
+    x = jax.random.normal(jax.random.key(0), (8, 8, 8, 32))
+
+    def mean(dtype):
+        first = Conv(32, 64, 3, stride=stride, dtype=dtype, rngs=nnx.Rngs(0))
+        second = Conv(64, 64, 3, dtype=dtype, rngs=nnx.Rngs(1))
+        y = jax.jit(lambda x: global_mean_pool(nnx.relu(second(nnx.relu(first(x))))))(x.astype(dtype))
+        return np.asarray(y, np.float32)
+
+    np.testing.assert_allclose(mean(jnp.bfloat16), mean(jnp.float32), rtol=0.02, atol=0.02)
 
 
 def numpy_convolution(x, kernel, stride, pad, groups):
