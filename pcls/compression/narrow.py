@@ -120,8 +120,11 @@ def narrowed(
         for step in range(1, steps + 1):
             if step > 1 and goal.fits and goal.fits(bundle):
                 return
-            # The step before may have removed a little more than was asked for.
-            share = min(1 - 1e-6, goal.share ** (step / steps) * whole / _flops(bundle))
+            # The step before may have removed more than was asked for: so much that this one has nothing to do.
+            share = goal.share ** (step / steps) * whole / _flops(bundle)
+            if share >= 1 and (step < steps or not goal.fits):
+                continue
+            share = min(1 - 1e-6, share)
             narrower = without_some(bundle, share, score)
             while step == steps and goal.fits and not goal.fits(narrower):
                 share *= CLOSER

@@ -85,7 +85,7 @@ def evaluation_text(evaluation: Evaluation | LabelEvaluation) -> str:
         )
     if quality:
         lines += ["", *_quality_lines(evaluation, quality)]
-        lines.append(f"{'calibrated':<12} {evaluation.calibration or 'no; pcls calibrate does it'}")
+        lines.append(f"{'calibrated':<12} {evaluation.calibration or 'no; pcls calibrate RUN does it'}")
     if evaluation.train_counts:
         lines += ["", *_shot_lines(evaluation, rows)]
     if evaluation.subsets:

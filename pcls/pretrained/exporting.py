@@ -28,11 +28,16 @@ def export_timm(bundle: Bundle, out: Path) -> None:
       out: a folder that is not there yet, or a .safetensors file.
 
     Raises:
-      UserError: timm has no such model or head, or `out` cannot be written.
+      UserError: timm has no such model, head or widths, or `out` cannot be written.
     """
     names = timm_names(bundle.model)
     if "head" in bundle.options:
         raise UserError(f"model.head is {bundle.options['head']}, and timm has no such head; train one that is linear")
+    if "widths" in bundle.options:
+        raise UserError(
+            f"model.widths is set, and timm's {bundle.model} has its own; pcls export --to onnx, stablehlo or litert "
+            "writes a network of any width"
+        )
     alone = out.suffix == ".safetensors"
     if out.is_dir() or (out.exists() and not alone):
         raise UserError(f"{out}: is there already; name another by --out")

@@ -85,6 +85,16 @@ def test_the_curve_is_kept_as_numbers_and_as_a_picture(narrowed):
     assert "MFLOPs" in table[0] and f"{found.variants[-1].parameters:,}" in table[3]
 
 
+def test_a_step_that_has_nothing_to_do_is_passed_over(finished_run, tmp_path):
+    said: list[str] = []
+    options = {"steps": 6, "finetune": "1 steps", "max_loss": 100, "out": tmp_path / "out", "say": said.append}
+    found = pcls.compress(finished_run, target="flops=0.9", **options)
+    # Its layers are so narrow that the first step removes more than a tenth.
+    assert [text.split(":")[0] for text in said if text.startswith("step")] == ["step 1 of 6"]
+    assert len(found.variants) == 2
+    assert found.variants[1].flops <= 0.9 * found.variants[0].flops
+
+
 def test_a_compressed_bundle_is_replaced_and_others_are_not(finished_run, narrowed, tmp_path, refused):
     found, _ = narrowed
     out = Path(shutil.copytree(found.path, tmp_path / "old"))

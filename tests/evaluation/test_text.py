@@ -60,7 +60,7 @@ def test_the_text_has_the_numbers_of_the_evaluation(evaluation):
     assert row(text, "n") == ["n", "300"]
     assert float(row(text, "top1")[1]) == pytest.approx(evaluation.top1, abs=5e-5)
     assert float(row(text, "ECE")[1]) == pytest.approx(evaluation.quality.ece, abs=5e-5)
-    assert row(text, "calibrated")[1:] == ["no;", "pcls", "calibrate", "does", "it"]
+    assert row(text, "calibrated")[1:] == ["no;", "pcls", "calibrate", "RUN", "does", "it"]
     assert "top5" not in text
     assert row(evaluation_text(replace(evaluation, calibration="temperature 2")), "NLL")[2:4] == [
         "after",

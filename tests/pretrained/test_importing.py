@@ -160,6 +160,9 @@ def test_a_network_of_torchvision_alone_is_told_by_the_files_name(tmp_path):
     assert_equal(found.stats, stats)
     with pytest.raises(UserError, match="timm has no weights for 'mobilenet_v3_small'"):
         export_timm(found, tmp_path / "out")
+    pruned = replace(found, model="mobilenetv3_small_100", options={"widths": (8,) * 18})
+    with pytest.raises(UserError, match=r"model\.widths is set, and timm's mobilenetv3_small_100 has its own"):
+        export_timm(pruned, tmp_path / "out")
 
 
 def header(entries, data=b"12345678", length=None):
